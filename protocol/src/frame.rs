@@ -29,6 +29,17 @@ pub enum FrameError {
 
 /// Writes `message` into `buffer` as one frame and returns the frame. Allocates nothing.
 ///
+/// ```
+/// use ballast_protocol::{Bytes, HostMessage, MAX_FRAME, Reclaim, encode};
+///
+/// let mut buffer = [0; MAX_FRAME];
+/// let order = HostMessage::Reclaim(Reclaim { id: 1, size: Bytes::mib(64) });
+/// let frame = encode(&order, &mut buffer)?;
+/// // Six bytes follow: variant 3, id 1, and 64 MiB as a varint of four bytes.
+/// assert_eq!(frame, [6, 0, 3, 1, 0x80, 0x80, 0x80, 0x20]);
+/// # Ok::<(), ballast_protocol::FrameError>(())
+/// ```
+///
 /// # Errors
 /// [`FrameError::Oversized`] when it does not fit; no message of this crate with bounded fields does that.
 pub fn encode<'a, M: Serialize>(message: &M, buffer: &'a mut [u8; MAX_FRAME]) -> Result<&'a [u8], FrameError> {
@@ -41,6 +52,14 @@ pub fn encode<'a, M: Serialize>(message: &M, buffer: &'a mut [u8; MAX_FRAME]) ->
 
 /// Reads one message from one payload (a frame without its prefix).
 ///
+/// ```
+/// use ballast_protocol::{FrameError, GuestMessage, decode};
+///
+/// assert_eq!(decode(&[3, 3]), Ok(GuestMessage::Withdraw { id: 3 }));
+/// assert_eq!(decode::<GuestMessage>(&[3, 3, 0]), Err(FrameError::Trailing(1)));
+/// assert_eq!(decode::<GuestMessage>(&[200]), Err(FrameError::Malformed(1)));
+/// ```
+///
 /// # Errors
 /// The payload is no message, or more than one.
 pub fn decode<M: DeserializeOwned>(payload: &[u8]) -> Result<M, FrameError> {
@@ -51,7 +70,30 @@ pub fn decode<M: DeserializeOwned>(payload: &[u8]) -> Result<M, FrameError> {
     }
 }
 
-/// Collects the bytes of a stream and hands out frames. Holds at most one frame; never grows.
+/// Collects the bytes of a stream and hands out frames. Holds at most one largest frame's worth; never grows.
+///
+/// The reader's loop is always the same: fill [`Deframer::space`], tell how much came, drain.
+///
+/// ```
+/// use ballast_protocol::{Deframer, FrameError, GuestMessage};
+///
+/// let mut deframer = Deframer::default();
+/// // Two frames arrive in two pieces, cut where nobody would cut them.
+/// for piece in [&[2u8, 0, 3, 3, 2][..], &[0, 3, 4]] {
+///     deframer.space()[..piece.len()].copy_from_slice(piece);
+///     deframer.advance(piece.len());
+///     while let Some(message) = deframer.next_frame::<GuestMessage>()? {
+///         println!("{message:?}");
+///     }
+/// }
+/// assert!(!deframer.is_midway());
+///
+/// // A broken stream stays broken: the session must end.
+/// deframer.space()[..2].copy_from_slice(&[0xff, 0xff]);
+/// deframer.advance(2);
+/// assert_eq!(deframer.next_frame::<GuestMessage>(), Err(FrameError::Oversized(65_535)));
+/// # Ok::<(), FrameError>(())
+/// ```
 #[derive(Debug)]
 pub struct Deframer {
     buffer: Box<[u8; MAX_FRAME]>,

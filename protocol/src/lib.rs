@@ -19,9 +19,30 @@
 //! rates are derived by whoever has two samples.
 //!
 //! The guest is hostile by assumption. Every string and list is bounded when decoding, a frame is at most
-//! [`MAX_FRAME`] bytes, and decoding never allocates more than the frame that was received.
+//! [`MAX_FRAME`] bytes, and decoding never allocates more than the text in the frame that was received, which is
+//! at most 128 bytes (`tests/allocation.rs`).
+//!
+//! One side of a conversation, without a socket:
+//!
+//! ```
+//! use ballast_protocol::{Deframer, GuestMessage, MAX_FRAME, encode};
+//!
+//! let mut buffer = [0; MAX_FRAME];
+//! let mut wire = &*encode(&GuestMessage::Withdraw { id: 3 }, &mut buffer)?;
+//!
+//! let mut deframer = Deframer::default();
+//! let count = std::io::Read::read(&mut wire, deframer.space())?;
+//! deframer.advance(count);
+//! while let Some(message) = deframer.next_frame::<GuestMessage>()? {
+//!     assert_eq!(message, GuestMessage::Withdraw { id: 3 });
+//! }
+//! // Had the stream ended inside a frame, this would tell.
+//! assert!(!deframer.is_midway());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod frame;
 mod message;

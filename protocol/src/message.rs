@@ -53,6 +53,7 @@ impl<'de, const N: usize> Deserialize<'de> for Limited<N> {
 
 /// Everything a guest can say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "a box would make decoding allocate, and a message lives for a moment")]
 pub enum GuestMessage {
     /// The first message of a session, and only the first.
     Hello(Hello),

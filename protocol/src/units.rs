@@ -155,7 +155,7 @@ impl fmt::Display for Bytes {
         const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
         for (size, name) in UNITS {
             if self.0 >= size {
-                let text = if self.0 % size == 0 {
+                let text = if self.0.is_multiple_of(size) {
                     (self.0 / size).to_string()
                 } else {
                     format!("{:.1}", self.0 as f64 / size as f64)
