@@ -1,1 +1,38 @@
+//! The harness: real guests that tests and experiments can boot, clone, command and measure.
+//!
+//! ```text
+//!   test ── Machine ── qemu, its guest memory (a memfd: `resident()`), vsock device, two QMP monitors
+//!     │        └────── Guest ── serial line 1 ── ballast-testd ── workloads in workload.slice
+//!     └── HostAgent ── ballast-host run --config ... ── the machine's second QMP monitor, its vsock socket
+//! ```
+//!
+//! Nothing survives the test that started it: children die with their parent, guest memory has no name, and what
+//! is left in `/tmp` by a killed process is swept by the next one.
 
+#![forbid(unsafe_code)]
+
+pub mod wire;
+
+#[cfg(feature = "lab")]
+mod children;
+#[cfg(feature = "lab")]
+mod guest;
+#[cfg(feature = "lab")]
+mod machine;
+#[cfg(feature = "lab")]
+mod memory;
+#[cfg(feature = "lab")]
+pub mod paths;
+#[cfg(feature = "lab")]
+mod qmp;
+#[cfg(feature = "lab")]
+mod vsock;
+
+#[cfg(feature = "lab")]
+pub use children::{Process, log_tail, sweep};
+#[cfg(feature = "lab")]
+pub use guest::{Guest, Pending};
+#[cfg(feature = "lab")]
+pub use machine::{Balloon, Machine, MachineBuilder};
+#[cfg(feature = "lab")]
+pub use qmp::Qmp;

@@ -1,0 +1,157 @@
+//! Processes and folders that never outlive the test that made them, however it ends.
+
+use anyhow::{Context, Result, anyhow};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Once, OnceLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Short, because a Unix socket's path has 108 bytes at most (`sun_path`, unix(7)).
+const ROOT: &str = "/tmp";
+const PREFIX: &str = "ballast-";
+
+type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
+
+/// Starts `command` from a thread that never ends: the kernel sends the death signal when the *thread* that started
+/// a process ends (prctl(2), `PR_SET_PDEATHSIG`), and a test's thread ends before the machines it shares.
+fn spawn(command: Command) -> Result<Child> {
+    static SPAWNER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (orders, inbox) = mpsc::channel::<Order>();
+        thread::spawn(move || {
+            for (mut command, answer) in inbox {
+                // Nobody waits for the answer only when the whole process ends.
+                let _ = answer.send(command.spawn());
+            }
+        });
+        orders
+    });
+    let (answer, result) = mpsc::channel();
+    spawner.send((command, answer)).map_err(|_| anyhow!("the spawner thread is gone"))?;
+    Ok(result.recv()??)
+}
+
+/// A child that is killed when dropped, and when this process dies, even by SIGKILL.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: String,
+}
+
+impl Process {
+    /// Starts `program`; its output and errors go to the file `log`.
+    ///
+    /// # Errors
+    /// The program or util-linux's `setpriv` is missing, or the log cannot be written.
+    pub fn start(program: &Path, args: &[String], log: &Path) -> Result<Self> {
+        let log = fs::File::options().create(true).append(true).open(log).with_context(|| log.display().to_string())?;
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(args);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let child = spawn(command).with_context(|| format!("cannot start {} by setpriv", program.display()))?;
+        Ok(Self { child, name })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its exit status, once it ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It is gone already.
+    pub fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).with_context(|| format!("{} {}", self.name, self.pid()))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It still runs after `patience`.
+    pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.ended() {
+                return Ok(status);
+            }
+            if Instant::now() >= deadline {
+                return Err(anyhow!("{} {} still runs after {patience:?}", self.name, self.pid()));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A folder under `/tmp` for sockets and logs, removed when dropped.
+#[derive(Debug)]
+pub(crate) struct Folder(PathBuf);
+
+impl Folder {
+    pub(crate) fn new() -> Result<Self> {
+        static SWEPT: Once = Once::new();
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        SWEPT.call_once(sweep);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = Path::new(ROOT).join(format!("{PREFIX}{}-{n}", std::process::id()));
+        fs::create_dir(&path).with_context(|| path.display().to_string())?;
+        Ok(Self(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Left behind for whoever looks into a failure, when asked for.
+        if std::env::var_os("BALLAST_KEEP").is_none() {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// Removes the folders of processes that are gone. Called by itself before the first machine of a process.
+pub fn sweep() {
+    for entry in fs::read_dir(ROOT).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.split_once('-'));
+        if let Some((pid, _)) = owner
+            && pid.parse::<u32>().is_ok_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+        {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// The last lines of a log, for errors.
+#[must_use]
+pub fn log_tail(path: &Path, lines: usize) -> String {
+    let text = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let all: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+    format!("--- {}\n{}\n---", path.display(), all[all.len().saturating_sub(lines)..].join("\n"))
+}

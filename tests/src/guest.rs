@@ -1,0 +1,330 @@
+//! The guest's `ballast-testd`, spoken to over the second serial line.
+
+use crate::children::log_tail;
+use crate::wire::{
+    AgentState, Asked, Counters, End, Failure, FileRead, Peer, Reply, Request, Shell, Swarm, Touch, Touched,
+};
+use anyhow::{Context, Result, anyhow};
+use serde::de::DeserializeOwned;
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::marker::PhantomData;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+/// For what the guest does at once. Generous: two busy guests share two cores under emulation.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// For a workload whose length nothing bounds but the guest's memory.
+pub(crate) const WORK_PATIENCE: Duration = Duration::from_secs(120);
+/// Lines of the console that an error quotes.
+const TAIL: usize = 15;
+
+type Waiting = Arc<Mutex<HashMap<u64, mpsc::Sender<Result<serde_json::Value, Failure>>>>>;
+
+/// A handle that can be cloned and used from several threads.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    name: String,
+    console: PathBuf,
+    line: Arc<Mutex<UnixStream>>,
+    waiting: Waiting,
+    /// Told each time `ballast-testd` starts.
+    ready: Arc<Mutex<mpsc::Receiver<()>>>,
+    next: Arc<AtomicU64>,
+}
+
+/// An answer that is still to come.
+#[derive(Debug)]
+#[must_use]
+pub struct Pending<T> {
+    guest: Guest,
+    id: u64,
+    what: String,
+    answer: mpsc::Receiver<Result<serde_json::Value, Failure>>,
+    kind: PhantomData<T>,
+}
+
+impl<T: DeserializeOwned> Pending<T> {
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// It does not come in time; the workload failed or was killed ([`Failure`] is the cause then).
+    pub fn wait(self, patience: Duration) -> Result<T> {
+        match self.answer.recv_timeout(patience) {
+            Ok(Ok(value)) => serde_json::from_value(value).with_context(|| self.what.clone()),
+            Ok(Err(failure)) => Err(anyhow!(failure).context(format!("guest {}: {}", self.guest.name, self.what))),
+            Err(_) => {
+                self.guest.waiting.lock().expect("no holder panics").remove(&self.id);
+                Err(anyhow!(
+                    "guest {}: no answer to {} after {patience:?}\n{}",
+                    self.guest.name,
+                    self.what,
+                    self.guest.log()
+                ))
+            }
+        }
+    }
+
+    /// Its number, for [`Guest::cancel`].
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+impl Pending<Touched> {
+    /// Waits for the end of the workload; being killed is a result here, not an error.
+    ///
+    /// # Errors
+    /// It does not come in time.
+    pub fn outcome(self, patience: Duration) -> Result<Touched> {
+        match self.wait(patience) {
+            Ok(touched) => Ok(touched),
+            Err(e) => match e.downcast_ref::<Failure>() {
+                Some(&Failure::Killed { signal, oom_kills, started_us, ended_us }) => Ok(Touched {
+                    started_us,
+                    ended_us,
+                    touched_mib: 0,
+                    end: End::Killed { signal, oom_kills },
+                    worst_us: 0,
+                    p99_us: 0,
+                    median_us: 0,
+                }),
+                _ => Err(e),
+            },
+        }
+    }
+}
+
+impl Guest {
+    /// Attaches to the serial line's socket; `console` is quoted in errors.
+    pub(crate) fn attach(name: &str, socket: &Path, console: &Path) -> Result<Self> {
+        let line = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
+        let waiting = Waiting::default();
+        let (told, ready) = mpsc::channel();
+        let reader = BufReader::new(line.try_clone()?);
+        let inbox = Arc::clone(&waiting);
+        // Ends when QEMU closes its end, at the latest when the machine is dropped.
+        std::thread::spawn(move || {
+            for text in reader.split(b'\n').map_while(Result::ok) {
+                // Noise before ballast-testd has the line in its hands is no reply.
+                let Ok(reply) = serde_json::from_slice::<Reply>(&text) else { continue };
+                if reply.id == 0 {
+                    let _ = told.send(());
+                } else if let Some(asker) = inbox.lock().expect("no holder panics").remove(&reply.id) {
+                    let _ = asker.send(reply.result);
+                }
+            }
+            inbox.lock().expect("no holder panics").clear();
+        });
+        Ok(Self {
+            name: name.to_owned(),
+            console: console.to_owned(),
+            line: Arc::new(Mutex::new(line)),
+            waiting,
+            ready: Arc::new(Mutex::new(ready)),
+            next: Arc::new(AtomicU64::new(1)),
+        })
+    }
+
+    /// The end of the guest's console.
+    #[must_use]
+    pub fn log(&self) -> String {
+        log_tail(&self.console, TAIL)
+    }
+
+    /// Waits until `ballast-testd` says that it has started: after a boot, and after each reboot.
+    ///
+    /// # Errors
+    /// The guest does not boot in time, or QEMU is gone.
+    pub fn wait_boot(&self, patience: Duration) -> Result<()> {
+        let ready = self.ready.lock().expect("no holder panics");
+        ready
+            .recv_timeout(patience)
+            .map_err(|e| anyhow!("guest {} did not boot in {patience:?} ({e})\n{}", self.name, self.log()))
+    }
+
+    /// Asks, and leaves the answer for later.
+    ///
+    /// # Errors
+    /// QEMU is gone.
+    pub fn ask<T: DeserializeOwned>(&self, request: Request) -> Result<Pending<T>> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let what = format!("{request:?}");
+        let mut text = serde_json::to_vec(&Asked { id, request })?;
+        text.push(b'\n');
+        let (asker, answer) = mpsc::channel();
+        self.waiting.lock().expect("no holder panics").insert(id, asker);
+        let sent = self.line.lock().expect("no holder panics").write_all(&text);
+        sent.with_context(|| format!("guest {}: {what}: QEMU is gone\n{}", self.name, self.log()))?;
+        Ok(Pending { guest: self.clone(), id, what, answer, kind: PhantomData })
+    }
+
+    fn now<T: DeserializeOwned>(&self, request: Request) -> Result<T> {
+        self.ask(request)?.wait(PATIENCE)
+    }
+
+    /// Whether `ballast-testd` answers.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn ping(&self) -> Result<()> {
+        self.now(Request::Ping)
+    }
+
+    /// CLOCK_MONOTONIC of the guest in microseconds, with the harness's moments before and after.
+    ///
+    /// # Errors
+    /// No answer.
+    pub fn clock(&self) -> Result<(Instant, u64, Instant)> {
+        let before = Instant::now();
+        Ok((before, self.now(Request::Clock)?, Instant::now()))
+    }
+
+    /// The guest's counters.
+    ///
+    /// # Errors
+    /// No answer.
+    pub fn counters(&self) -> Result<Counters> {
+        self.now(Request::Counters)
+    }
+
+    /// Starts a touch of memory.
+    ///
+    /// # Errors
+    /// QEMU is gone.
+    pub fn touch(&self, touch: Touch) -> Result<Pending<Touched>> {
+        self.ask(Request::Touch(touch))
+    }
+
+    /// Touches so many MiB as fast as possible, waits for the end. A kill or a refusal is a result.
+    ///
+    /// # Errors
+    /// The guest does not answer.
+    pub fn burst(&self, mib: u64) -> Result<Touched> {
+        self.touch(Touch { mib, ..Touch::default() })?.outcome(WORK_PATIENCE)
+    }
+
+    /// Grows by `mib` at a rate in pieces of 4 MiB, as a program with many allocations does; waits for the end.
+    ///
+    /// # Errors
+    /// The guest does not answer.
+    pub fn ramp(&self, mib: u64, rate_mib_s: u64) -> Result<Touched> {
+        let touch = Touch { mib, rate_mib_s: Some(rate_mib_s), chunk_mib: Some(4), hold_ms: 0 };
+        self.touch(touch)?.outcome(WORK_PATIENCE + Duration::from_secs(mib / rate_mib_s.max(1)))
+    }
+
+    /// Touches so many MiB and keeps them until cancelled; returns the request's number once all is touched.
+    ///
+    /// # Errors
+    /// Not everything could be touched.
+    pub fn hold(&self, mib: u64) -> Result<u64> {
+        let pending = self.touch(Touch { mib, hold_ms: 3_600_000, ..Touch::default() })?;
+        let id = pending.id();
+        match pending.wait(WORK_PATIENCE)?.end {
+            End::Whole => Ok(id),
+            end => Err(anyhow!("guest {}: holding {mib} MiB: {end:?}\n{}", self.name, self.log())),
+        }
+    }
+
+    /// Kills the workload of a request.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn cancel(&self, id: u64) -> Result<()> {
+        self.now(Request::Cancel { id })
+    }
+
+    /// Whether one mapping of so many MiB is granted; the reason when not. Nothing is touched.
+    ///
+    /// # Errors
+    /// The guest does not answer.
+    pub fn probe(&self, mib: u64) -> Result<std::result::Result<(), String>> {
+        match self.now::<()>(Request::Probe { mib }) {
+            Ok(()) => Ok(Ok(())),
+            Err(e) => match e.downcast_ref::<Failure>() {
+                Some(Failure::Failed(reason)) => Ok(Err(reason.clone())),
+                _ => Err(e),
+            },
+        }
+    }
+
+    /// Reads so many MiB of a file or device (`/dev/vda`) through the page cache.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(&self, path: &str, mib: u64) -> Result<FileRead> {
+        self.ask(Request::Read { path: path.to_owned(), mib })?.wait(WORK_PATIENCE)
+    }
+
+    /// Starts so many processes of `mib` MiB each that are alive at once.
+    ///
+    /// # Errors
+    /// The process that starts them failed or was killed.
+    pub fn procs(&self, count: u32, mib: u64) -> Result<Swarm> {
+        self.ask(Request::Procs { count, mib })?.wait(WORK_PATIENCE)
+    }
+
+    /// Computes on so many threads for so long, in the background.
+    ///
+    /// # Errors
+    /// QEMU is gone.
+    pub fn cpu_hogs(&self, count: u32, secs: u32) -> Result<Pending<()>> {
+        self.ask(Request::CpuHogs { count, secs })
+    }
+
+    /// Runs a shell command beside `ballast-testd`, safe from the OOM killer.
+    ///
+    /// # Errors
+    /// The guest does not answer; the command's own failure is in the result.
+    pub fn sh(&self, command: &str) -> Result<Shell> {
+        self.ask(Request::Sh { command: command.to_owned(), workload: false })?.wait(WORK_PATIENCE)
+    }
+
+    /// Runs a shell command that must succeed, and returns its output.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn sh_ok(&self, command: &str) -> Result<String> {
+        let Shell { status, output } = self.sh(command)?;
+        match status {
+            0 => Ok(output),
+            _ => Err(anyhow!("guest {}: `{command}` ended with {status}: {output}\n{}", self.name, self.log())),
+        }
+    }
+
+    /// Connects by AF_VSOCK from an ordinary source port as `nobody`.
+    ///
+    /// # Errors
+    /// No connection.
+    pub fn vsock_connect_unprivileged(&self, cid: u32, port: u32) -> Result<Peer> {
+        self.now(Request::VsockConnect { cid, port })
+    }
+
+    /// Starts the guest agent; returns its process id.
+    ///
+    /// # Errors
+    /// It runs already, or is not in the image.
+    pub fn start_agent(&self, args: &[&str]) -> Result<u32> {
+        self.now(Request::StartAgent { args: args.iter().map(|&a| a.to_owned()).collect() })
+    }
+
+    /// Sends the agent a signal (9: at once).
+    ///
+    /// # Errors
+    /// None runs.
+    pub fn kill_agent(&self, signal: i32) -> Result<()> {
+        self.now(Request::KillAgent { signal })
+    }
+
+    /// Whether the agent lives, and how it ended.
+    ///
+    /// # Errors
+    /// The guest does not answer.
+    pub fn agent(&self) -> Result<AgentState> {
+        self.now(Request::Agent)
+    }
+}
