@@ -1,1 +1,569 @@
+//! Decides how much memory each VM keeps. No I/O, no clock, no randomness, ordered maps only.
+//!
+//! ```text
+//!   Input --handle(at)--> fleet (what is known, how old) --> law (what it would do) --> guard --> Action
+//!                                                                                                   |
+//!   production, replay and simulation differ only in who calls:  poll_action()  deadline()  <-------+
+//! ```
+//!
+//! [`Planner::handle`] takes one [`Input`] and the time, [`Planner::poll_action`] hands out what is to be done, and
+//! [`Planner::deadline`] says when to call with [`Input::Wake`] if nothing happens before. Inputs about VMs that the
+//! planner does not know are no-ops, and so are spurious wakes. The same inputs give the same actions, byte for byte
+//! (promise P7), which is why this is a crate of its own: the compiler and clippy check what it may not use.
 
+#![forbid(unsafe_code)]
+
+mod config;
+mod demand;
+mod event;
+mod fleet;
+mod guard;
+mod policy;
+mod status;
+mod trust;
+
+pub use config::VmSettings;
+pub use event::{
+    Action, Facts, Holding, Input, Notice, Reason, Statistics, Trouble, VmName, shortfall_text, source_name,
+};
+pub use fleet::{Agent, Counts, Order, Stamped, Vm};
+pub use guard::BalloonTarget;
+pub use status::VmStatus;
+
+use ballast_protocol::{Bytes, GuestMessage, Hello, Micros, Telemetry};
+use policy::{Policy, Proposal, StatisticsLaw};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use trust::Verdict as Judgement;
+
+/// The longest silence of an agent that is taken for life. The agent speaks at least three times as often.
+pub const SILENCE: Micros = Micros::secs(3);
+/// How often the balloon is read while it moves: a taking of 64 MiB lasts about 350 ms.
+const WATCH_MOVING: Micros = Micros::millis(25);
+/// How often while it rests: only a self-deflation can change it.
+const WATCH_RESTING: Micros = Micros::secs(1);
+/// An order has been followed when the balloon is this near: the driver works in units of 1 MiB.
+const NEAR: Bytes = Bytes::mib(1);
+/// A guest that gives less than 15 MiB/s for 4 s cannot give (ChromeOS's resource manager, same figures).
+const STALL_RATE: u64 = 15 << 20;
+const STALL_GRACE: Micros = Micros::secs(4);
+/// What comes back, beyond the point where it stuck, when a guest could not give.
+const STALL_RELIEF: Bytes = Bytes::mib(16);
+/// After its agent has gone, a VM gets a sixteenth of its maximum back every five seconds: all within 80 s.
+const DECAY_EVERY: Micros = Micros::secs(5);
+const DECAY_SHARE: u64 = 16;
+/// The balloon's own moves below this are rounding, not self-deflation.
+const SELF_DEFLATION: Bytes = Bytes::mib(4);
+/// How long after an order has been followed the balloon still counts as having been moved by it.
+const AT_REST: Micros = Micros::secs(2);
+
+/// The planner: all VMs, what is due when, and what is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Planner {
+    vms: BTreeMap<VmName, Vm>,
+    /// At most one entry a VM.
+    due: BTreeSet<(Micros, VmName)>,
+    due_of: BTreeMap<VmName, Micros>,
+    orders: u64,
+    reclaims: u64,
+    #[serde(skip)]
+    actions: VecDeque<Action>,
+}
+
+impl Planner {
+    /// A planner that knows no VM.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The next thing to do; `None` when there is nothing more.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to call with [`Input::Wake`] if nothing happens before.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Micros> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// All VMs, by name.
+    pub fn vms(&self) -> impl Iterator<Item = (&VmName, &Vm)> {
+        self.vms.iter()
+    }
+
+    /// One VM.
+    #[must_use]
+    pub fn vm(&self, name: &VmName) -> Option<&Vm> {
+        self.vms.get(name)
+    }
+
+    /// Something happened at `at`. Time may stand still between two calls; it must not go back (a smaller time is
+    /// harmless: ages saturate at zero).
+    pub fn handle(&mut self, at: Micros, input: Input) {
+        let vm = match input {
+            Input::Wake => return self.wake(at),
+            Input::Vm { vm, facts, settings } => {
+                self.appeared(at, &vm, facts, settings);
+                vm
+            }
+            Input::VmGone { vm } => {
+                self.vms.remove(&vm);
+                self.schedule(&vm, None);
+                return;
+            }
+            Input::Running { vm, running } => {
+                self.with(&vm, |v| {
+                    v.facts.running = running;
+                    if running {
+                        // A paused guest can neither speak nor move its balloon; both waits begin anew.
+                        if let Agent::Alive { heard, .. } = &mut v.agent {
+                            *heard = at;
+                        }
+                        if let Some(order) = &mut v.order {
+                            order.at = at;
+                        }
+                    }
+                });
+                vm
+            }
+            Input::Rebooted { vm } => {
+                self.with(&vm, |v| v.rebooted(at));
+                vm
+            }
+            Input::Guest { vm, message } => {
+                self.heard(at, &vm, message);
+                vm
+            }
+            Input::AgentLost { vm, why } => {
+                self.agent_lost(at, &vm, why);
+                vm
+            }
+            Input::Balloon { vm, actual } => {
+                self.balloon(at, &vm, actual);
+                vm
+            }
+            Input::Statistics { vm, statistics } => {
+                self.with(&vm, |v| v.statistics = Some(Stamped { at, what: statistics }));
+                vm
+            }
+            Input::Ordered { vm, order, error } => {
+                self.ordered(at, &vm, order, error);
+                vm
+            }
+            Input::HypervisorLost { vm } => {
+                self.with(&vm, |v| {
+                    v.actual = None;
+                    v.order = None;
+                });
+                vm
+            }
+        };
+        self.decide(at, &vm);
+    }
+
+    fn with(&mut self, name: &VmName, change: impl FnOnce(&mut Vm)) {
+        if let Some(vm) = self.vms.get_mut(name) {
+            change(vm);
+        }
+    }
+
+    fn wake(&mut self, at: Micros) {
+        while let Some((due, vm)) = self.due.first().cloned() {
+            if due > at {
+                break;
+            }
+            self.schedule(&vm, None);
+            self.decide(at, &vm);
+        }
+    }
+
+    fn schedule(&mut self, vm: &VmName, at: Option<Micros>) {
+        if let Some(old) = self.due_of.remove(vm) {
+            self.due.remove(&(old, vm.clone()));
+        }
+        if let Some(at) = at {
+            self.due.insert((at, vm.clone()));
+            self.due_of.insert(vm.clone(), at);
+        }
+    }
+
+    fn notice(&mut self, vm: &VmName, notice: Notice) {
+        self.actions.push_back(Action::Notice { vm: vm.clone(), notice });
+    }
+
+    /// A VM is there, or is described anew.
+    fn appeared(&mut self, at: Micros, name: &VmName, facts: Facts, settings: VmSettings) {
+        let (actual, has_balloon) = (facts.actual, facts.balloon);
+        match self.vms.get_mut(name) {
+            Some(vm) => {
+                let settings_changed = vm.settings != settings;
+                let was_unreachable = vm.actual.is_none();
+                let agent_deflate = vm.facts.deflate_on_oom;
+                vm.settings = settings;
+                vm.facts = Facts { deflate_on_oom: facts.deflate_on_oom.or(agent_deflate), ..facts };
+                if was_unreachable {
+                    // Whatever happened meanwhile, the VM is taken as it is found, as when it was new.
+                    vm.aim = actual;
+                    vm.settled = at;
+                    vm.reactive.disturb(at);
+                }
+                vm.actual = Some(Stamped { at, what: actual });
+                if was_unreachable && has_balloon {
+                    self.give(at, name, actual, Reason::Adopted);
+                }
+                if settings_changed {
+                    self.give(at, name, Bytes::ZERO, Reason::Settings);
+                }
+            }
+            None => {
+                self.vms.insert(name.clone(), Vm::new(facts, settings, at));
+                if has_balloon {
+                    // Ends an order that a predecessor of this planner may have left half done (promise P9).
+                    self.order(at, name, |vm| Some(guard::giving(vm, actual)), Reason::Adopted, true);
+                }
+            }
+        }
+        self.watch(name);
+    }
+
+    /// The guest said something.
+    fn heard(&mut self, at: Micros, name: &VmName, message: GuestMessage) {
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        match (&mut vm.agent, &message) {
+            (_, GuestMessage::Hello(_)) => {}
+            (Agent::Alive { heard, .. }, _) => *heard = at,
+            // The session ensures that Hello comes first; without it nothing is believed.
+            _ => return,
+        }
+        match message {
+            GuestMessage::Hello(hello) => self.hello(at, name, hello),
+            GuestMessage::Telemetry(telemetry) => self.telemetry(at, name, telemetry),
+            GuestMessage::Demand(demand) => self.demand(at, name, &demand),
+            GuestMessage::Withdraw { id } => {
+                vm.leases.remove(&id);
+            }
+            GuestMessage::Relief(relief) => vm.reactive.relieved(&relief),
+            GuestMessage::Reclaimed(answer) => vm.reactive.reclaimed(at, &answer),
+            // The session turns the first into clock figures and the second into the end of the session.
+            GuestMessage::Pong(_) | GuestMessage::Goodbye(_) => {}
+        }
+    }
+
+    fn hello(&mut self, at: Micros, name: &VmName, hello: Hello) {
+        self.with(name, |vm| {
+            vm.agent = Agent::Alive { hello, heard: at };
+            vm.telemetry = None;
+            vm.leases.clear();
+            vm.reactive.greeted(at);
+        });
+    }
+
+    fn telemetry(&mut self, at: Micros, name: &VmName, new: Telemetry) {
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        let at_rest = vm.order.is_none() && at >= vm.settled + AT_REST;
+        let actual = vm.actual.filter(|_| at_rest).map(|a| a.what);
+        let old = vm.telemetry.take().map(|t| t.what);
+        match vm.trust.judge(&new, old.as_ref(), vm.facts.max, actual) {
+            Judgement::Unsound(why) => {
+                vm.counts.distrusted += 1;
+                // The first of a row is news.
+                let news = vm.counts.distrusted == 1 || old.is_some();
+                if news {
+                    self.notice(name, Notice::Distrusted(why));
+                }
+                return;
+            }
+            Judgement::SoundAgain => {
+                self.actions.push_back(Action::Notice { vm: name.clone(), notice: Notice::TrustedAgain })
+            }
+            Judgement::Sound => {}
+        }
+        let killed = match (new.counters.oom_kill, old.as_ref().and_then(|o| o.counters.oom_kill)) {
+            (Some(n), Some(o)) => n.saturating_sub(o),
+            _ => 0,
+        };
+        let hurt = vm.reactive.observe(at, &new, old.as_ref());
+        vm.telemetry = Some(Stamped { at, what: new });
+        let aim = vm.aim;
+        if killed > 0 {
+            vm.counts.oom_kills += killed;
+            vm.block(at);
+            self.notice(name, Notice::OomKills(killed));
+            self.give(at, name, Bytes::MAX, Reason::Killed);
+        } else if let Some((trouble, blamed)) = hurt
+            && blamed > Bytes::ZERO
+        {
+            vm.counts.undone += 1;
+            vm.block(at);
+            self.give(at, name, aim + blamed, Reason::Undo(trouble));
+        }
+    }
+
+    fn agent_lost(&mut self, at: Micros, name: &VmName, why: String) {
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        if !matches!(vm.agent, Agent::Alive { .. }) {
+            return;
+        }
+        vm.agent = Agent::Lost { at, next: at };
+        vm.leases.clear();
+        self.notice(name, Notice::AgentSilent(why));
+    }
+
+    /// The hypervisor says what the VM keeps.
+    fn balloon(&mut self, at: Micros, name: &VmName, actual: Bytes) {
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        let before = vm.kept();
+        vm.counts.taken += before - actual;
+        vm.counts.given += actual - before;
+        vm.actual = Some(Stamped { at, what: actual });
+        match &vm.order {
+            Some(order) => {
+                let target = order.target.bytes();
+                let done = if order.is_taking() { actual <= target + NEAR } else { actual + NEAR >= target };
+                if done {
+                    vm.order = None;
+                    vm.settled = at;
+                    self.watch(name);
+                }
+            }
+            None if actual > vm.aim + SELF_DEFLATION => {
+                let by_itself = actual - vm.aim;
+                vm.counts.self_deflated += 1;
+                vm.reactive.disturb(at);
+                vm.block(at);
+                let wish = actual + vm.reactive.headroom(vm);
+                self.notice(name, Notice::SelfDeflated(by_itself));
+                // Otherwise the guest's driver would fight for the old target as soon as it can.
+                self.give(at, name, wish, Reason::SelfDeflated);
+            }
+            None => {}
+        }
+    }
+
+    fn ordered(&mut self, at: Micros, name: &VmName, order: u64, error: Option<String>) {
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        let Some(why) = error else { return };
+        if vm.order.as_ref().is_some_and(|o| o.id == order) {
+            vm.aim = vm.kept();
+            vm.order = None;
+            vm.settled = at;
+            vm.block(at);
+        }
+        self.notice(name, Notice::OrderRefused(why));
+        self.watch(name);
+    }
+
+    /// What follows from all that is known of a VM now.
+    fn decide(&mut self, at: Micros, name: &VmName) {
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        let mut next = Micros::MAX;
+
+        if let Agent::Alive { heard, .. } = vm.agent
+            && vm.facts.running
+        {
+            if at >= heard + SILENCE {
+                self.agent_lost(at, name, format!("nothing heard for {}", at - heard));
+                return self.decide(at, name);
+            }
+            next = next.min(heard + SILENCE);
+        }
+
+        if let Some(order) = &vm.order
+            && vm.facts.running
+        {
+            let patience = STALL_GRACE + Micros((order.from - order.target.bytes()).share(1_000_000, STALL_RATE).0);
+            let due = order.at + patience;
+            if at >= due {
+                self.stalled(at, name);
+                return self.decide(at, name);
+            }
+            next = next.min(due);
+        }
+
+        if let Agent::Lost { at: lost, next: due } = vm.agent {
+            if vm.aim < vm.max() && at >= due && vm.actual.is_some() {
+                let wish = vm.aim + vm.max().share(1, DECAY_SHARE);
+                vm.agent = Agent::Lost { at: lost, next: at + DECAY_EVERY };
+                self.give(at, name, wish, Reason::Decay);
+                return self.decide(at, name);
+            }
+            if vm.aim < vm.max() {
+                next = next.min(due.max(at + Micros(1)));
+            } else {
+                // All is given back: from here on it is a VM without an agent.
+                vm.agent = Agent::Never;
+                vm.by_statistics.gave(at);
+            }
+        }
+
+        if !vm.told_no_deflate && !matches!(vm.agent, Agent::Never) || vm.facts.deflate_on_oom == Some(false) {
+            let missing = vm.facts.balloon && !guard::deflates_on_oom(vm);
+            if missing && !vm.told_no_deflate {
+                vm.told_no_deflate = true;
+                self.notice(name, Notice::NoDeflateOnOom);
+            }
+        }
+        let Some(vm) = self.vms.get(name) else { return };
+
+        let unwanted =
+            vm.settings.exempt || (vm.facts.deflate_on_oom == Some(false) && !vm.settings.allow_without_deflate_on_oom);
+        if unwanted && vm.facts.balloon && vm.aim < vm.max() && vm.actual.is_some() {
+            self.give(at, name, Bytes::MAX, Reason::Exempt);
+            return self.decide(at, name);
+        }
+
+        let holding = match self.propose(at, name) {
+            Ok(holding) => holding,
+            // Something was ordered: the order itself sets the next time.
+            Err(()) => return self.decide(at, name),
+        };
+        if let Holding::CoolingDown(until) | Holding::Blocked(until) = holding {
+            next = next.min(until.max(at + Micros(1)));
+        }
+        if holding == Holding::Reclaiming {
+            next = next.min(at + Micros::secs(1));
+        }
+        self.with(name, |vm| vm.holding = holding);
+        self.schedule(name, (next < Micros::MAX).then_some(next));
+    }
+
+    /// Asks the law, and has the guard judge. `Err`: an order was given.
+    fn propose(&mut self, at: Micros, name: &VmName) -> Result<Holding, ()> {
+        let Some(vm) = self.vms.get(name) else { return Ok(Holding::Settled) };
+        let with_agent = matches!(vm.agent, Agent::Alive { .. });
+        let proposal = match vm.agent {
+            Agent::Alive { .. } => vm.reactive.propose(vm, at),
+            Agent::Never => vm.by_statistics.propose(vm, at),
+            Agent::Lost { .. } => Proposal::Hold(Holding::Decaying),
+        };
+        match proposal {
+            // The guard's word is the better explanation where it would forbid taking anyway.
+            Proposal::Hold(why) => Ok(match guard::may_take(vm, at) {
+                Err(forbidden) if why != Holding::Reclaiming => forbidden,
+                _ => why,
+            }),
+            Proposal::Give(wish, reason) => {
+                if vm.actual.is_none() || !vm.facts.balloon || !self.give(at, name, wish, reason) {
+                    return Ok(Holding::NoHypervisor);
+                }
+                Err(())
+            }
+            Proposal::Take(wish, reason) => match guard::taking(vm, wish, at) {
+                Err(holding) => Ok(holding),
+                Ok(target) => {
+                    let size = vm.aim - target.bytes();
+                    self.order(at, name, |_| Some(target), reason, false);
+                    self.with(name, |vm| {
+                        vm.counts.takings += 1;
+                        if with_agent {
+                            vm.reactive.took(at, size);
+                        } else {
+                            vm.by_statistics.took(at);
+                        }
+                    });
+                    Err(())
+                }
+            },
+            Proposal::Reclaim(size) => match guard::may_take(vm, at) {
+                Err(holding) => Ok(holding),
+                Ok(()) => {
+                    self.reclaims += 1;
+                    let id = self.reclaims;
+                    self.with(name, |vm| vm.reactive.reclaim_sent(at, id));
+                    self.actions.push_back(Action::Reclaim { vm: name.clone(), id, size });
+                    Ok(Holding::Reclaiming)
+                }
+            },
+        }
+    }
+
+    /// A guest did not do what it was told within any reasonable time.
+    fn stalled(&mut self, at: Micros, name: &VmName) {
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        let Some(order) = vm.order.take() else { return };
+        let actual = vm.kept();
+        vm.settled = at;
+        if !order.is_taking() {
+            // Nobody waits for it any more, but the target stands: the guest may take what it was given.
+            self.watch(name);
+            return;
+        }
+        vm.counts.stalled += 1;
+        vm.block(at);
+        vm.by_statistics.gave(at);
+        vm.reactive.disturb(at);
+        vm.aim = order.target.bytes();
+        let wish = actual + STALL_RELIEF;
+        self.notice(name, Notice::Stalled { target: order.target.bytes(), actual });
+        self.give(at, name, wish, Reason::Stalled);
+    }
+
+    /// Gives. Returns whether anything had to be ordered.
+    pub(crate) fn give(&mut self, at: Micros, name: &VmName, wish: Bytes, reason: Reason) -> bool {
+        let given = self.order(at, name, |vm| Some(guard::giving(vm, wish)), reason, false);
+        if given {
+            self.with(name, |vm| {
+                vm.counts.givings += 1;
+                vm.reactive.disturb(at);
+                vm.by_statistics.gave(at);
+            });
+        }
+        given
+    }
+
+    /// The one way to an order. `even_if_same`: also when the target is what the VM was told already.
+    fn order(
+        &mut self,
+        at: Micros,
+        name: &VmName,
+        target: impl FnOnce(&Vm) -> Option<BalloonTarget>,
+        reason: Reason,
+        even_if_same: bool,
+    ) -> bool {
+        let Some(vm) = self.vms.get_mut(name) else { return false };
+        if vm.actual.is_none() || !vm.facts.balloon {
+            return false;
+        }
+        let Some(target) = target(vm) else { return false };
+        if target.bytes() == vm.aim && !even_if_same {
+            return false;
+        }
+        self.orders += 1;
+        let from = vm.aim;
+        vm.aim = target.bytes();
+        vm.order = Some(Order { id: self.orders, at, from: vm.kept(), target, reason: reason.clone() });
+        vm.last = Some(Stamped { at, what: (target.bytes(), reason.clone()) });
+        self.actions.push_back(Action::Order { vm: name.clone(), order: self.orders, target, from, reason });
+        self.watch(name);
+        true
+    }
+
+    /// Sets how often the balloon is read, if that changed.
+    fn watch(&mut self, name: &VmName) {
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        let every = if vm.order.is_some() { WATCH_MOVING } else { WATCH_RESTING };
+        if vm.watch != every {
+            vm.watch = every;
+            self.actions.push_back(Action::Watch { vm: name.clone(), every });
+        }
+    }
+}
+
+impl Vm {
+    fn rebooted(&mut self, at: Micros) {
+        let (facts, settings, counts) = (self.facts.clone(), self.settings.clone(), std::mem::take(&mut self.counts));
+        let facts = Facts { actual: facts.max, ..facts };
+        let watch = self.watch;
+        *self = Self::new(facts, settings, at);
+        self.counts = counts;
+        self.watch = watch;
+    }
+}
+
+/// What a guest without an agent keeps free.
+#[must_use]
+pub fn statistics_margin(vm: &Vm) -> Bytes {
+    StatisticsLaw::margin(vm)
+}

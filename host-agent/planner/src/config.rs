@@ -1,0 +1,42 @@
+//! What an operator may set for a VM, with the defaults and where each default comes from.
+
+use ballast_protocol::{Bytes, Micros};
+use serde::{Deserialize, Serialize};
+
+/// The settings of one VM, complete: every default is filled in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VmSettings {
+    /// The VM is never ordered below this.
+    pub min: Bytes,
+    /// The VM is never ordered above this; capped by what the hypervisor allows. Default: all of it.
+    pub max: Bytes,
+    /// The least free memory above the low watermark that a quiet VM keeps. The law of survival asks for
+    /// 2 x R x T: the fastest growth measured under TCG is 240 MiB/s and the first MiB is back within 60 ms, so
+    /// 29 MiB; it is raised per VM when faster growth or a slower loop is seen.
+    pub headroom: Bytes,
+    /// The largest single taking. 64 MiB leave a guest in about 350 ms (190 MiB/s measured), so that a step that
+    /// hurts is seen and undone before the next.
+    pub step: Bytes,
+    /// How long a VM must have been quiet, no demand and no pressure, before anything is taken.
+    pub cool_down: Micros,
+    /// Hands off: this VM keeps all its memory.
+    pub exempt: bool,
+    /// Take even from a VM whose balloon does not deflate when the guest runs out of memory. There a large
+    /// allocation is refused at once, before any agent can help (7 of 7 measured), so the default is no.
+    pub allow_without_deflate_on_oom: bool,
+}
+
+impl Default for VmSettings {
+    fn default() -> Self {
+        Self {
+            min: Bytes::mib(64),
+            max: Bytes::MAX,
+            headroom: Bytes::mib(32),
+            step: Bytes::mib(64),
+            cool_down: Micros::secs(2),
+            exempt: false,
+            allow_without_deflate_on_oom: false,
+        }
+    }
+}

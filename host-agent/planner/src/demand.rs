@@ -1,0 +1,52 @@
+//! Demands: memory that a guest is about to use. Each is answered at once, always (promise P5), and what is granted
+//! is ordered in the same breath, all of it in one order.
+//!
+//! ```text
+//!   wish = what the guest kept when it asked + what it asked for, at most its maximum
+//! ```
+//!
+//! Because the wish is a size and not a step, a demand that is repeated, late or overtaken by another asks for
+//! nothing twice.
+
+use crate::event::{Reason, VmName};
+use crate::fleet::{Agent, Lease};
+use crate::{Action, Planner};
+use ballast_protocol::{Bytes, Demand, Micros, Shortfall, Source, Verdict};
+
+impl Planner {
+    pub(crate) fn demand(&mut self, at: Micros, name: &VmName, demand: &Demand) {
+        let verdict = self.judge_demand(at, name, demand);
+        self.actions.push_back(Action::Answer { vm: name.clone(), demand: demand.id, verdict });
+    }
+
+    fn judge_demand(&mut self, at: Micros, name: &VmName, demand: &Demand) -> Verdict {
+        let Some(vm) = self.vms.get_mut(name) else { return Verdict::Refused(Shortfall::NoBalloon) };
+        *vm.counts.demands.entry(demand.source).or_default() += 1;
+        let low = match (&vm.telemetry, &vm.agent) {
+            (Some(telemetry), Agent::Alive { .. }) => telemetry.what.watermarks.low,
+            _ => Bytes::ZERO,
+        };
+        vm.reactive.demanded(at, demand, low);
+        if !vm.facts.balloon || vm.actual.is_none() {
+            return Verdict::Refused(Shortfall::NoBalloon);
+        }
+        let had = vm.kept_at(demand.ballooned).min(vm.max());
+        let wish = (had + demand.size).min(vm.max());
+        if demand.source == Source::Reserve {
+            vm.leases.insert(demand.id, Lease { keep: wish });
+        }
+        let (size, hold) = (wish - had, vm.settings.cool_down);
+        self.give(at, name, wish, Reason::Demand { id: demand.id, source: demand.source });
+        verdict(demand.size, size, hold)
+    }
+}
+
+fn verdict(asked: Bytes, size: Bytes, hold: Micros) -> Verdict {
+    if size >= asked {
+        Verdict::Granted { size, hold }
+    } else if size > Bytes::ZERO {
+        Verdict::Partly { size, hold, why: Shortfall::AtMaximum }
+    } else {
+        Verdict::Refused(Shortfall::AtMaximum)
+    }
+}

@@ -1,0 +1,386 @@
+//! What goes into the planner and what comes out: plain data, so that a journal can hold it and a replay repeat it.
+
+use crate::config::VmSettings;
+use crate::guard::BalloonTarget;
+use ballast_protocol::{Bytes, GuestMessage, Micros, Shortfall, Source, Verdict};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A VM's name: libvirt's domain name, or the one in the daemon's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct VmName(pub String);
+
+impl fmt::Display for VmName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl From<&str> for VmName {
+    fn from(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+}
+
+/// What the hypervisor says of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// What the guest has with an empty balloon.
+    pub max: Bytes,
+    /// What the guest keeps now.
+    pub actual: Bytes,
+    /// Its vCPUs run.
+    pub running: bool,
+    /// It has a balloon device.
+    pub balloon: bool,
+    /// The balloon lets go when the guest runs out of memory; `None`: the hypervisor does not say.
+    pub deflate_on_oom: Option<bool>,
+}
+
+/// The balloon driver's own statistics: all there is for a guest without an agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statistics {
+    /// Free memory.
+    pub free: Option<Bytes>,
+    /// Memory that can be had without swapping.
+    pub available: Option<Bytes>,
+    /// The guest's total.
+    pub total: Option<Bytes>,
+    /// Bytes read back from swap since boot.
+    pub swap_in: Option<Bytes>,
+    /// How long ago the guest reported them.
+    pub age: Micros,
+}
+
+/// Something happened.
+// One at a time is alive; boxing the guest's words would only add an allocation to each report.
+#[allow(clippy::large_enum_variant)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    /// A VM is there, or its facts or settings changed.
+    Vm {
+        /// Which.
+        vm: VmName,
+        /// What the hypervisor says.
+        facts: Facts,
+        /// What the operator says.
+        settings: VmSettings,
+    },
+    /// A VM is gone.
+    VmGone {
+        /// Which.
+        vm: VmName,
+    },
+    /// A VM was paused or resumed.
+    Running {
+        /// Which.
+        vm: VmName,
+        /// Whether its vCPUs run now.
+        running: bool,
+    },
+    /// A VM was reset: its balloon is empty and its agent gone.
+    Rebooted {
+        /// Which.
+        vm: VmName,
+    },
+    /// The guest said something. The session has bounded and decoded it, nothing else.
+    Guest {
+        /// Which.
+        vm: VmName,
+        /// What.
+        message: GuestMessage,
+    },
+    /// The session of a VM's agent ended.
+    AgentLost {
+        /// Which.
+        vm: VmName,
+        /// For people.
+        why: String,
+    },
+    /// What the VM keeps now, by the hypervisor.
+    Balloon {
+        /// Which.
+        vm: VmName,
+        /// How much.
+        actual: Bytes,
+    },
+    /// The balloon driver's statistics.
+    Statistics {
+        /// Which.
+        vm: VmName,
+        /// What they say.
+        statistics: Statistics,
+    },
+    /// The hypervisor took an order, or refused it.
+    Ordered {
+        /// Which.
+        vm: VmName,
+        /// The order.
+        order: u64,
+        /// Why it was refused.
+        error: Option<String>,
+    },
+    /// The hypervisor of a VM cannot be reached. What it said last is no longer known.
+    HypervisorLost {
+        /// Which.
+        vm: VmName,
+    },
+    /// [`crate::Planner::deadline`] has come.
+    Wake,
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// Set a balloon.
+    Order {
+        /// Whose.
+        vm: VmName,
+        /// Counts all orders of this planner.
+        order: u64,
+        /// What the guest keeps.
+        target: BalloonTarget,
+        /// What it had been told to keep.
+        from: Bytes,
+        /// Why.
+        reason: Reason,
+    },
+    /// Answer a demand.
+    Answer {
+        /// Whose.
+        vm: VmName,
+        /// Which.
+        demand: u64,
+        /// How.
+        verdict: Verdict,
+    },
+    /// Ask the guest to drop cold page cache.
+    Reclaim {
+        /// Whom.
+        vm: VmName,
+        /// Counts the reclaims of this planner.
+        id: u64,
+        /// How much at most.
+        size: Bytes,
+    },
+    /// Read the balloon's size this often from now on.
+    Watch {
+        /// Whose.
+        vm: VmName,
+        /// How often.
+        every: Micros,
+    },
+    /// Tell people.
+    Notice {
+        /// About whom.
+        vm: VmName,
+        /// What.
+        notice: Notice,
+    },
+}
+
+/// Why a balloon is moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reason {
+    /// The VM was found like this; the order ends whatever was half done before.
+    Adopted,
+    /// The guest asked.
+    Demand {
+        /// Which demand.
+        id: u64,
+        /// How the guest knew.
+        source: Source,
+    },
+    /// Free memory beyond the headroom.
+    Spare(Bytes),
+    /// Free memory fell below the headroom without a demand.
+    Refill,
+    /// The last taking hurt.
+    Undo(Trouble),
+    /// The guest could not give what it was told to.
+    Stalled,
+    /// The balloon let go by itself: the last resort was needed.
+    SelfDeflated,
+    /// Nothing is known of this VM any more.
+    Decay,
+    /// The VM is exempt, or must not be taken from.
+    Exempt,
+    /// A guest process was killed.
+    Killed,
+    /// The settings say so.
+    Settings,
+}
+
+/// What hurts a guest, in the order of how bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Trouble {
+    /// Page cache was needed again after it had been dropped.
+    Refaults,
+    /// Swap is being read.
+    Swapping,
+    /// Tasks stalled for memory.
+    Pressure,
+    /// Allocations waited for reclaim.
+    AllocStalls,
+    /// The OOM killer struck.
+    OomKill,
+}
+
+/// Why a balloon is not moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Holding {
+    /// There is nothing to gain.
+    Settled,
+    /// The last order is still being carried out.
+    Moving,
+    /// Quiet is awaited until then.
+    CoolingDown(Micros),
+    /// A taking hurt or failed; not before then.
+    Blocked(Micros),
+    /// Page cache is being dropped by the guest.
+    Reclaiming,
+    /// What is known is too old to take on.
+    Stale,
+    /// The guest's reports contradict themselves or the hypervisor.
+    Distrusted,
+    /// At the configured minimum, or a lease.
+    AtMinimum,
+    /// The guest's floor allows no more.
+    AtFloor,
+    /// The VM is exempt.
+    Exempt,
+    /// The VM has no balloon.
+    NoBalloon,
+    /// The balloon would not deflate when the guest runs out.
+    NoDeflateOnOom,
+    /// The VM is paused.
+    Paused,
+    /// The hypervisor cannot be reached.
+    NoHypervisor,
+    /// The agent is gone; memory is given back step by step.
+    Decaying,
+}
+
+/// Something people should know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Notice {
+    /// The VM's balloon does not deflate when the guest runs out of memory: nothing is taken from it.
+    NoDeflateOnOom,
+    /// The guest's figures are not believed any more.
+    Distrusted(String),
+    /// The guest's figures are believed again.
+    TrustedAgain,
+    /// The guest could not give what it was told to.
+    Stalled {
+        /// The target.
+        target: Bytes,
+        /// What it came to.
+        actual: Bytes,
+    },
+    /// The balloon let go by itself.
+    SelfDeflated(Bytes),
+    /// The OOM killer struck inside the guest so many times.
+    OomKills(u64),
+    /// The agent is silent or gone.
+    AgentSilent(String),
+    /// The hypervisor refused an order.
+    OrderRefused(String),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Refaults => "dropped page cache was needed again",
+            Self::Swapping => "swap is being read",
+            Self::Pressure => "tasks stalled for memory",
+            Self::AllocStalls => "allocations waited for reclaim",
+            Self::OomKill => "the OOM killer struck",
+        })
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Adopted => f.write_str("found like this"),
+            Self::Demand { id, source } => write!(f, "demand {id} ({})", source_name(*source)),
+            Self::Spare(size) => write!(f, "{size} free beyond the headroom"),
+            Self::Refill => f.write_str("free memory fell below the headroom"),
+            Self::Undo(trouble) => write!(f, "the last taking hurt: {trouble}"),
+            Self::Stalled => f.write_str("the guest could not give more"),
+            Self::SelfDeflated => f.write_str("the balloon let go by itself"),
+            Self::Decay => f.write_str("nothing is known of the guest any more"),
+            Self::Exempt => f.write_str("must not be taken from"),
+            Self::Killed => f.write_str("the OOM killer struck"),
+            Self::Settings => f.write_str("the settings changed"),
+        }
+    }
+}
+
+impl fmt::Display for Holding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Settled => f.write_str("nothing to gain: no spare memory beyond the headroom"),
+            Self::Moving => f.write_str("the last order is still being carried out"),
+            Self::CoolingDown(_) => f.write_str("cooling down after a demand or trouble"),
+            Self::Blocked(_) => f.write_str("blocked for a while, because taking hurt or failed"),
+            Self::Reclaiming => f.write_str("the guest is dropping cold page cache"),
+            Self::Stale => f.write_str("the last report is too old to take on"),
+            Self::Distrusted => f.write_str("the guest's reports are not believed"),
+            Self::AtMinimum => f.write_str("at the configured minimum, or a lease"),
+            Self::AtFloor => f.write_str("at the floor the guest states"),
+            Self::Exempt => f.write_str("exempt by configuration"),
+            Self::NoBalloon => f.write_str("the VM has no balloon device"),
+            Self::NoDeflateOnOom => f.write_str("deflate-on-oom (libvirt: autodeflate='on') is off"),
+            Self::Paused => f.write_str("the VM is paused"),
+            Self::NoHypervisor => f.write_str("the hypervisor cannot be reached"),
+            Self::Decaying => f.write_str("the agent is gone: memory is given back step by step"),
+        }
+    }
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDeflateOnOom => f.write_str(
+                "deflate-on-oom is off, large allocations would be refused: nothing is taken; \
+                 set autodeflate='on' (libvirt) or deflate-on-oom=on (QEMU)",
+            ),
+            Self::Distrusted(why) => write!(f, "the guest's reports are not believed: {why}"),
+            Self::TrustedAgain => f.write_str("the guest's reports are believed again"),
+            Self::Stalled { target, actual } => {
+                write!(f, "the guest was to keep {target} and came to {actual}: undone, and blocked for a while")
+            }
+            Self::SelfDeflated(size) => write!(f, "the balloon let go of {size} by itself (deflate-on-oom)"),
+            Self::OomKills(n) => write!(f, "the OOM killer struck {n} times inside the guest"),
+            Self::AgentSilent(why) => write!(f, "the agent is silent: {why}"),
+            Self::OrderRefused(why) => write!(f, "the hypervisor refused an order: {why}"),
+        }
+    }
+}
+
+/// A source's name for people, logs and metrics.
+#[must_use]
+pub const fn source_name(source: Source) -> &'static str {
+    match source {
+        Source::Slack => "slack",
+        Source::Committed => "committed",
+        Source::Cgroup => "cgroup",
+        Source::Psi => "psi",
+        Source::Stall => "stall",
+        Source::Reserve => "reserve",
+    }
+}
+
+/// Why a demand fell short, for people.
+#[must_use]
+pub const fn shortfall_text(why: Shortfall) -> &'static str {
+    match why {
+        Shortfall::AtMaximum => "the VM has its maximum",
+        Shortfall::HostShort => "the host has no more",
+        Shortfall::NoBalloon => "no balloon, or the hypervisor cannot be reached",
+        Shortfall::Held => "held by an operator",
+        Shortfall::Distrusted => "the guest's reports are not believed",
+    }
+}

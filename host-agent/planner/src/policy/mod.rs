@@ -1,0 +1,32 @@
+//! Laws: each looks at one VM and says what it would do. None can do anything: the guard makes the target.
+//!
+//! One file per law. [`Reactive`] is for guests with an agent, [`StatisticsLaw`] for guests without one.
+
+mod reactive;
+mod statistics;
+
+pub use reactive::Reactive;
+pub use statistics::StatisticsLaw;
+
+use crate::event::{Holding, Reason};
+use crate::fleet::Vm;
+use ballast_protocol::{Bytes, Micros};
+
+/// What a law would do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proposal {
+    /// Nothing, and why. A time in it is when to ask again.
+    Hold(Holding),
+    /// Let the guest keep only this much.
+    Take(Bytes, Reason),
+    /// Let the guest keep this much.
+    Give(Bytes, Reason),
+    /// Have the guest drop so much cold page cache.
+    Reclaim(Bytes),
+}
+
+/// A law.
+pub trait Policy {
+    /// What it would do for this VM now. Asked whenever something about the VM changed, or a time it named has come.
+    fn propose(&self, vm: &Vm, at: Micros) -> Proposal;
+}

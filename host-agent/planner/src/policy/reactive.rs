@@ -1,0 +1,247 @@
+//! The law for guests with an agent.
+//!
+//! ```text
+//!   slack = free - low watermark                     what can be allocated without anybody being woken
+//!   slack >  headroom + dead band  ->  take the rest, one step at a time, when quiet
+//!   slack <  3/4 headroom          ->  refill, at once
+//!   slack ~= headroom, cold cache  ->  have the guest drop some, take it when it is free
+//!   a demand                       ->  give what was asked, at once, in one order (see `demand`)
+//!   trouble soon after a taking    ->  undo it, and wait twice as long before the next
+//! ```
+//!
+//! Only memory that is already *free* is ever taken. A balloon that has to fight for its pages makes the guest
+//! reclaim and stall; dropping cold cache first, through `memory.reclaim` at the guest's own pace, does not, and it
+//! leaves the guest's alarm for low slack meaningful at all times. What was cold shows afterwards: refaults say
+//! that it was not, and the law backs off.
+//!
+//! The headroom is the law of survival: slack must outlast the loop, 2 x R x T with R the fastest growth and T the
+//! longest loop seen lately in this VM. Both are forgotten slowly.
+
+use super::{Policy, Proposal};
+use crate::event::{Holding, Reason, Trouble};
+use crate::fleet::{Agent, FIRST_BLOCK, LONGEST_BLOCK, Vm};
+use ballast_protocol::{Bytes, Demand, Micros, Reclaimed, Relief, Telemetry};
+use serde::{Deserialize, Serialize};
+
+/// Moves smaller than this are not worth an order: the noise of an idle guest's free memory is about 1 MiB.
+const DEAD_BAND: Bytes = Bytes::mib(6);
+/// Page cache that an idle guest's own programs need: text and libraries of what runs (16 to 30 MiB in Debian).
+const CACHE_FLOOR: Bytes = Bytes::mib(16);
+/// The largest single dropping: a quarter of a second at the 130 MiB/s measured under TCG.
+const RECLAIM_STEP: Bytes = Bytes::mib(32);
+/// The guest answers a reclaim within this, or it is forgotten.
+const RECLAIM_PATIENCE: Micros = Micros::secs(5);
+/// Trouble within this time of a taking is the taking's fault.
+const BLAME: Micros = Micros::secs(3);
+/// PSI `some` per report that counts as trouble: the smallest step that preceded a kill was 5 ms.
+const PRESSURE: Micros = Micros::millis(5);
+/// Refaults per report that count as trouble: 1 MiB.
+const REFAULTS: u64 = 256;
+/// Growth and loop time are forgotten by a sixteenth each minute: half after eleven.
+const FORGET_EVERY: Micros = Micros::secs(60);
+/// Under the agent's first answers the loop is taken for this long: p99 of the first MiB measured under TCG.
+const FIRST_LOOP: Micros = Micros::millis(60);
+
+/// What the law remembers of one VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reactive {
+    /// When the guest was last not quiet: a demand, trouble, or something given.
+    unquiet: Micros,
+    /// When its page cache last grew.
+    cache_grew: Micros,
+    /// When something was last taken or dropped, and how much.
+    taken: Option<(Micros, Bytes)>,
+    /// A reclaim is under way since.
+    reclaiming: Option<(Micros, u64)>,
+    /// No cache is dropped before this.
+    cache_blocked: Micros,
+    /// How long the next such block is.
+    cache_block: Micros,
+    /// The fastest growth seen lately, bytes per second.
+    rate: Bytes,
+    /// The longest loop seen lately: first sign to first MiB.
+    turnaround: Micros,
+    /// When the two were last lowered.
+    forgot: Micros,
+}
+
+impl Reactive {
+    /// A VM of which nothing is known yet. It is not quiet: it has just been found.
+    #[must_use]
+    pub const fn new(at: Micros) -> Self {
+        Self {
+            unquiet: at,
+            cache_grew: at,
+            taken: None,
+            reclaiming: None,
+            cache_blocked: Micros::ZERO,
+            cache_block: FIRST_BLOCK,
+            rate: Bytes::ZERO,
+            turnaround: FIRST_LOOP,
+            forgot: at,
+        }
+    }
+
+    /// Free memory above the low watermark that this VM keeps while it is quiet: never under the configured
+    /// headroom, never more than a quarter of its maximum.
+    #[must_use]
+    pub fn headroom(&self, vm: &Vm) -> Bytes {
+        let survival = self.rate.share(self.turnaround.0, 1_000_000);
+        (survival + survival).min(vm.max().share(1, 4)).max(vm.settings.headroom)
+    }
+
+    /// The guest is not quiet now.
+    pub fn disturb(&mut self, at: Micros) {
+        self.unquiet = at;
+    }
+
+    /// So much was taken.
+    pub fn took(&mut self, at: Micros, size: Bytes) {
+        self.taken = Some((at, size));
+    }
+
+    /// A reclaim was sent.
+    pub fn reclaim_sent(&mut self, at: Micros, id: u64) {
+        self.reclaiming = Some((at, id));
+    }
+
+    /// A session began: what was under way in the one before is not any more.
+    pub fn greeted(&mut self, at: Micros) {
+        self.reclaiming = None;
+        self.unquiet = at;
+    }
+
+    /// A reclaim is answered.
+    pub fn reclaimed(&mut self, at: Micros, answer: &Reclaimed) {
+        if self.reclaiming.is_none_or(|(_, id)| id != answer.id) {
+            return;
+        }
+        self.reclaiming = None;
+        if answer.size > Bytes::ZERO {
+            self.taken = Some((at, answer.size));
+        }
+        if answer.exhausted || answer.size < Bytes::mib(1) {
+            self.block_cache(at);
+        } else {
+            self.cache_block = FIRST_BLOCK.max(Micros(self.cache_block.0 / 2));
+        }
+    }
+
+    /// A demand tells how fast the guest grows.
+    pub fn demanded(&mut self, at: Micros, demand: &Demand, low_watermark: Bytes) {
+        self.unquiet = at;
+        let slack = demand.free - low_watermark;
+        if demand.within > Micros::ZERO {
+            // A guest may say anything: 4 GiB/s is more than one core can touch on any machine known to us.
+            let rate = slack.share(1_000_000, demand.within.0).min(Bytes(4 << 30));
+            self.rate = self.rate.max(rate);
+        }
+    }
+
+    /// The guest tells how long the whole loop took.
+    pub fn relieved(&mut self, relief: &Relief) {
+        if let Some(first) = relief.first_mib {
+            // Bounded: a second is far beyond what any loop should take, and a guest may say anything.
+            self.turnaround = self.turnaround.max(first - relief.sign).min(Micros::secs(1));
+        }
+    }
+
+    /// Compares two reports; says what hurt in between, and how much of the last taking is to blame.
+    pub fn observe(&mut self, at: Micros, new: &Telemetry, old: Option<&Telemetry>) -> Option<(Trouble, Bytes)> {
+        while self.forgot + FORGET_EVERY <= at {
+            self.forgot += FORGET_EVERY;
+            self.rate = self.rate.share(15, 16);
+            self.turnaround = FIRST_LOOP.max(Micros(self.turnaround.0 / 16 * 15));
+        }
+        let old = old?;
+        if new.file > old.file + Bytes::mib(1) {
+            self.cache_grew = at;
+        }
+        let trouble = trouble(new, old)?;
+        self.unquiet = at;
+        let blamed = match self.taken {
+            Some((when, size)) if at <= when + BLAME => size,
+            _ => return Some((trouble, Bytes::ZERO)),
+        };
+        self.taken = None;
+        self.block_cache(at);
+        Some((trouble, blamed))
+    }
+
+    fn block_cache(&mut self, at: Micros) {
+        self.cache_blocked = at + self.cache_block;
+        self.cache_block = (self.cache_block + self.cache_block).min(LONGEST_BLOCK);
+    }
+
+    /// The cache that may be dropped now, and when to look again if none.
+    fn cold_cache(&self, vm: &Vm, telemetry: &Telemetry, at: Micros) -> Result<Bytes, Holding> {
+        let Agent::Alive { hello, .. } = &vm.agent else { return Err(Holding::Settled) };
+        let cold = telemetry.file - telemetry.dirty - CACHE_FLOOR;
+        if !hello.capabilities.reclaim || cold < DEAD_BAND {
+            return Err(Holding::Settled);
+        }
+        if at < self.cache_blocked {
+            return Err(Holding::Blocked(self.cache_blocked));
+        }
+        let quiet = self.cache_grew + vm.settings.cool_down;
+        if at < quiet {
+            return Err(Holding::CoolingDown(quiet));
+        }
+        Ok(cold.min(RECLAIM_STEP))
+    }
+}
+
+impl Policy for Reactive {
+    fn propose(&self, vm: &Vm, at: Micros) -> Proposal {
+        let Some(telemetry) = vm.telemetry.as_ref().map(|t| &t.what) else {
+            return Proposal::Hold(Holding::Stale);
+        };
+        let slack = telemetry.free - telemetry.watermarks.low;
+        let headroom = self.headroom(vm);
+        if slack < headroom.share(3, 4) && vm.order.is_none() && vm.aim < vm.max() {
+            return Proposal::Give(vm.aim + (headroom - slack), Reason::Refill);
+        }
+        let quiet = self.unquiet + vm.settings.cool_down;
+        if at < quiet {
+            return Proposal::Hold(Holding::CoolingDown(quiet));
+        }
+        if let Some((since, _)) = self.reclaiming
+            && at < since + RECLAIM_PATIENCE
+        {
+            return Proposal::Hold(Holding::Reclaiming);
+        }
+        let spare = slack - headroom;
+        if spare >= DEAD_BAND {
+            let step = spare.min(vm.settings.step).round_down(Bytes::mib(1));
+            return Proposal::Take(vm.aim - step, Reason::Spare(spare));
+        }
+        if vm.aim <= vm.guaranteed() {
+            return Proposal::Hold(Holding::AtMinimum);
+        }
+        match self.cold_cache(vm, telemetry, at) {
+            Ok(size) => Proposal::Reclaim(size),
+            Err(why) => Proposal::Hold(why),
+        }
+    }
+}
+
+/// What hurt between two reports, the worst first.
+fn trouble(new: &Telemetry, old: &Telemetry) -> Option<Trouble> {
+    let grew = |n: Option<u64>, o: Option<u64>| n.zip(o).map_or(0, |(n, o)| n.saturating_sub(o));
+    let (n, o) = (&new.counters, &old.counters);
+    if grew(n.oom_kill, o.oom_kill) > 0 {
+        return Some(Trouble::OomKill);
+    }
+    if grew(n.alloc_stall, o.alloc_stall) > 0 {
+        return Some(Trouble::AllocStalls);
+    }
+    if let (Some(n), Some(o)) = (new.memory_pressure, old.memory_pressure)
+        && n.some - o.some >= PRESSURE
+    {
+        return Some(Trouble::Pressure);
+    }
+    if grew(n.swap_in, o.swap_in) >= REFAULTS {
+        return Some(Trouble::Swapping);
+    }
+    (grew(n.refault_file, o.refault_file) >= REFAULTS).then_some(Trouble::Refaults)
+}
