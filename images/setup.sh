@@ -14,7 +14,7 @@ tools=$target/tools
 # Debian 12 and 13, Ubuntu 22.04 and 24.04 name them all the same. qemu-utils is left out on purpose: nothing here
 # converts images, and a backported one conflicts with the stock emulator.
 packages=(
-    qemu-system-x86 busybox-static cpio zstd xz-utils util-linux   # real guests
+    qemu-system-x86 busybox-static cpio zstd xz-utils util-linux e2fsprogs   # real guests
     iproute2 iperf3                                                # networks and service levels
     gcc libc6-dev pkg-config libvirt-dev                           # building
     libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients

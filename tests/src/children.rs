@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Once, OnceLock, mpsc};
+use std::sync::{Condvar, Mutex, Once, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -144,6 +144,32 @@ pub fn sweep() {
         {
             let _ = fs::remove_dir_all(entry.path());
         }
+    }
+}
+
+/// A turn at loading the machine: at most two guests burst at once, or their times say more about the two cores of a
+/// test machine than about the guests.
+#[derive(Debug)]
+#[must_use]
+pub struct Turn(());
+
+static TURNS: (Mutex<u32>, Condvar) = (Mutex::new(2), Condvar::new());
+
+/// Waits for a [`Turn`]; it ends when dropped.
+pub fn bursting() -> Turn {
+    // A test that panicked with its turn has given it back all the same.
+    let mut free = TURNS.0.lock().unwrap_or_else(PoisonError::into_inner);
+    while *free == 0 {
+        free = TURNS.1.wait(free).unwrap_or_else(PoisonError::into_inner);
+    }
+    *free -= 1;
+    Turn(())
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TURNS.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        TURNS.1.notify_one();
     }
 }
 

@@ -252,7 +252,7 @@ impl Guest {
         }
     }
 
-    /// Reads so many MiB of a file or device (`/dev/vda`) through the page cache.
+    /// Reads so many MiB of a file or device (of [`crate::NOISE_FILE`], for one) through the page cache.
     ///
     /// # Errors
     /// It cannot be read.

@@ -14,9 +14,13 @@
 pub mod wire;
 
 #[cfg(feature = "lab")]
+mod accel;
+#[cfg(feature = "lab")]
 mod children;
 #[cfg(feature = "lab")]
 mod guest;
+#[cfg(feature = "lab")]
+mod host_agent;
 #[cfg(feature = "lab")]
 mod machine;
 #[cfg(feature = "lab")]
@@ -29,10 +33,16 @@ mod qmp;
 mod vsock;
 
 #[cfg(feature = "lab")]
-pub use children::{Process, log_tail, sweep};
+pub use accel::Accel;
+#[cfg(feature = "lab")]
+pub use children::{Process, Turn, bursting, log_tail, sweep};
 #[cfg(feature = "lab")]
 pub use guest::{Guest, Pending};
 #[cfg(feature = "lab")]
-pub use machine::{Balloon, Machine, MachineBuilder};
+pub use host_agent::HostAgent;
+#[cfg(feature = "lab")]
+pub use machine::{Balloon, Machine, MachineBuilder, NOISE_FILE};
 #[cfg(feature = "lab")]
 pub use qmp::Qmp;
+#[cfg(feature = "lab")]
+pub use vsock::{Vsock, kernel_device};

@@ -7,6 +7,7 @@
 //! ```
 //! A clone runs some tenths of a second after it was asked for; a boot takes seconds under emulation.
 
+use crate::accel::Accel;
 use crate::children::{Folder, Process, log_tail};
 use crate::guest::Guest;
 use crate::memory::Memory;
@@ -26,7 +27,9 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 /// For everything that takes QEMU or the guest less than a second.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The page cache experiments read 250 MiB of it.
-const DISK: Bytes = Bytes::mib(300);
+const NOISE: Bytes = Bytes::mib(300);
+/// A file of 300 MiB in the guest of a machine with a disk.
+pub const NOISE_FILE: &str = "/disk/noise";
 
 /// The balloon device of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,7 +54,8 @@ struct Shape {
     vcpus: u32,
     balloon: Option<Balloon>,
     disk: bool,
-    accel: String,
+    /// `None`: whatever works here.
+    accel: Option<Accel>,
 }
 
 /// Builds a [`Machine`].
@@ -107,7 +111,7 @@ impl MachineBuilder {
         self
     }
 
-    /// With a disk of 300 MiB of noise at `/dev/vda`, read-only.
+    /// With a disk, read-only, on which [`NOISE_FILE`] is.
     #[must_use]
     pub fn disk(mut self) -> Self {
         self.shape.disk = true;
@@ -121,10 +125,10 @@ impl MachineBuilder {
         self
     }
 
-    /// With a certain accelerator: `kvm` or `tcg,thread=multi`.
+    /// With a certain accelerator; [`Accel::here`] unless said.
     #[must_use]
-    pub fn accel(mut self, accel: &str) -> Self {
-        accel.clone_into(&mut self.shape.accel);
+    pub fn accel(mut self, accel: Accel) -> Self {
+        self.shape.accel = Some(accel);
         self
     }
 
@@ -133,8 +137,12 @@ impl MachineBuilder {
     /// # Errors
     /// Something that `make setup` or `make image` makes is missing, or the guest does not boot; with its console.
     pub fn boot(self) -> Result<Machine> {
+        self.boot_within(BOOT_PATIENCE)
+    }
+
+    pub(crate) fn boot_within(self, patience: Duration) -> Result<Machine> {
         let mut machine = Machine::launch(&self, Memory::new(&self.name, self.shape.memory)?, &[])?;
-        machine.guest.wait_boot(BOOT_PATIENCE)?;
+        machine.guest.wait_boot(patience)?;
         if self.vsock {
             machine.plug_vsock()?;
         }
@@ -198,23 +206,19 @@ impl Machine {
     /// A machine of 512 MiB and one CPU with a balloon and vsock, unless told otherwise.
     #[must_use]
     pub fn builder(name: &str) -> MachineBuilder {
-        let shape = Shape {
-            memory: Bytes::mib(512),
-            vcpus: 1,
-            balloon: Some(Balloon::default()),
-            disk: false,
-            accel: "tcg,thread=multi".into(),
-        };
+        let shape =
+            Shape { memory: Bytes::mib(512), vcpus: 1, balloon: Some(Balloon::default()), disk: false, accel: None };
         MachineBuilder { name: name.to_owned(), shape, vsock: true }
     }
 
     fn launch(builder: &MachineBuilder, memory: Memory, extra: &[&str]) -> Result<Self> {
         let MachineBuilder { name, shape, .. } = builder;
+        let accel = shape.accel.map_or_else(Accel::here, Ok)?;
         let kernel = paths::required(paths::guest("vmlinuz"), "make setup")?;
         let image = paths::required(paths::guest("initramfs.cpio"), "make image")?;
         let folder = Folder::new()?;
         let disk = shape.disk.then(disk).transpose()?;
-        let mut args = arguments(shape, &memory, &folder, disk.as_deref());
+        let mut args = arguments(shape, accel, &memory, &folder, disk.as_deref());
         args.extend(["-kernel".into(), kernel.display().to_string(), "-initrd".into(), image.display().to_string()]);
         args.extend(extra.iter().map(|&a| a.to_owned()));
         let log = folder.file("qemu.log");
@@ -333,16 +337,15 @@ impl Machine {
     }
 }
 
-fn arguments(shape: &Shape, memory: &Memory, folder: &Folder, disk: Option<&Path>) -> Vec<String> {
+fn arguments(shape: &Shape, accel: Accel, memory: &Memory, folder: &Folder, disk: Option<&Path>) -> Vec<String> {
     let socket = |name: &str| format!("{},server=on,wait=off", folder.file(name).display());
     let size = shape.memory.as_mib();
     // Everything that would wait for something a virtual machine lacks, or check what emulation cannot do, is off.
     let kernel = "console=ttyS0 quiet panic=-1 psi=1 mitigations=off random.trust_cpu=on no_timer_check \
                   tsc=reliable nowatchdog cgroup_no_v1=all";
-    let cpu = if shape.accel.starts_with("kvm") { "host" } else { "max" };
     let mut args: Vec<String> = [
         "-nodefaults -no-user-config -display none -no-reboot".to_owned(),
-        format!("-machine q35 -accel {} -cpu {cpu} -smp {}", shape.accel, shape.vcpus),
+        format!("-machine q35 -smp {} {}", shape.vcpus, accel.arguments()),
         format!("-m {size}M -machine memory-backend=ram"),
         format!("-object memory-backend-file,id=ram,size={size}M,mem-path={},share=on", memory.path()),
         format!("-qmp unix:{} -qmp unix:{}", socket("qmp"), socket("agent.qmp")),
@@ -367,18 +370,29 @@ fn arguments(shape: &Shape, memory: &Memory, folder: &Folder, disk: Option<&Path
     args
 }
 
-/// The disk of noise that all machines share, made when it is first wanted.
+/// The disk that all machines share, made when it is first wanted.
 fn disk() -> Result<PathBuf> {
     static MADE: Mutex<()> = Mutex::new(());
     let _one = MADE.lock().expect("no holder panics");
-    let path = paths::guest("noise.img");
-    if std::fs::metadata(&path).is_ok_and(|m| m.len() == DISK.0) {
+    let path = paths::guest("disk.ext4");
+    if path.exists() {
         return Ok(path);
     }
     // Under a name of its own until it is whole: another process may be making it too.
-    let fresh = paths::guest(&format!("noise.{}", std::process::id()));
-    let mut noise = std::io::Read::take(std::fs::File::open("/dev/urandom")?, DISK.0);
-    std::io::copy(&mut noise, &mut std::fs::File::create(&fresh)?).with_context(|| fresh.display().to_string())?;
+    let folder = paths::guest(&format!("disk.{}", std::process::id()));
+    let (tree, fresh) = (folder.join("tree"), folder.join("disk"));
+    std::fs::create_dir_all(&tree).with_context(|| folder.display().to_string())?;
+    // Noise, so that no layer between here and the guest can make it smaller.
+    let mut noise = std::io::Read::take(std::fs::File::open("/dev/urandom")?, NOISE.0);
+    std::io::copy(&mut noise, &mut std::fs::File::create(tree.join("noise"))?)?;
+    // /sbin is not in everybody's path. Room for what ext4 itself needs.
+    let mut command = std::process::Command::new("/sbin/mke2fs");
+    command.args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"]).arg(&tree).arg(&fresh);
+    let output = command.arg(format!("{}M", NOISE.as_mib() + 32)).output().context("/sbin/mke2fs (e2fsprogs)")?;
+    if !output.status.success() {
+        bail!("mke2fs: {}", String::from_utf8_lossy(&output.stderr));
+    }
     std::fs::rename(&fresh, &path)?;
+    std::fs::remove_dir_all(&folder)?;
     Ok(path)
 }

@@ -1,0 +1,55 @@
+# Two commands matter: `make demo` and `make test`. Both set up what a fresh Debian or Ubuntu lacks.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+TRIPLE := x86_64-unknown-linux-gnu
+# Static, so that the same file runs in any guest image. --target keeps build scripts and macros out of it.
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --profile guest --target $(TRIPLE)
+COUNT ?= 300
+SEED ?= 1
+
+.PHONY: help setup build image demo test bench spikes lint clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: ## installs missing packages, fetches the guest kernel, builds the vsock device
+	@images/setup.sh
+
+build: setup ## the workspace, for tests
+	@echo "==> building the workspace"
+	@cargo build --quiet --workspace --all-targets
+
+image: setup ## the guest image with the agent baked in
+	@echo "==> building the guest image"
+	@$(STATIC) -p ballast-guest --bin ballast-guest
+	@$(STATIC) -p ballast-tests --no-default-features --bin ballast-testd
+	@images/build-initramfs.sh
+
+demo: image ## the four arms on real guests, one table, target/demo/summary.json
+	@echo "==> building the host agent and the lab"
+	@cargo build --quiet --release -p ballast-host -p ballast-tests
+	@"$$CARGO_TARGET_DIR/release/ballast-lab" demo
+
+bench: image ## times and sizes, target/bench/summary.json
+	@echo "==> building the host agent and the lab"
+	@cargo build --quiet --release -p ballast-host -p ballast-tests
+	@"$$CARGO_TARGET_DIR/release/ballast-lab" bench
+
+spikes: image ## random bursts against the pair; COUNT=1000 SEED=1, target/spikes/summary.json
+	@echo "==> building the host agent and the lab"
+	@cargo build --quiet --release -p ballast-host -p ballast-tests
+	@"$$CARGO_TARGET_DIR/release/ballast-lab" spikes --count $(COUNT) --seed $(SEED)
+
+lint: setup ## formatting and clippy
+	@echo "==> checking formatting and lints"
+	@cargo fmt --all --check
+	@cargo clippy --quiet --workspace --all-targets -- -D warnings
+
+test: image lint build ## every test, the ones on real guests included
+	@scripts/test.sh
+
+clean: ## removes everything that was built or fetched
+	@rm -rf "$$CARGO_TARGET_DIR"
