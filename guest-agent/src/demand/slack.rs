@@ -392,8 +392,9 @@ impl SlackWatch {
     }
 }
 
+/// Signed, so that differences have a direction; bounded (64 PiB) so that sums and multiples of a few cannot overflow.
 fn signed(b: Bytes) -> i64 {
-    i64::try_from(b.0).unwrap_or(i64::MAX)
+    b.0.min(1 << 56) as i64
 }
 
 /// `bytes` in `over`, per second; a fall is nothing.
