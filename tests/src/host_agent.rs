@@ -52,6 +52,9 @@ impl HostAgent {
         let daemon = daemon.as_table_mut().context("`daemon` is not a table")?;
         daemon.insert("state-dir".into(), path(&folder.file("state")));
         daemon.insert("control-socket".into(), path(&folder.file("control")));
+        let journal = config.entry("journal").or_insert_with(|| Table::new().into());
+        let journal = journal.as_table_mut().context("`journal` is not a table")?;
+        journal.insert("path".into(), path(&folder.file("state").join("journal")));
         std::fs::create_dir(folder.file("state"))?;
         std::fs::write(folder.file("config.toml"), toml::to_string(&config)?)?;
         let mut agent = Self { process: None, folder };
@@ -145,10 +148,16 @@ impl HostAgent {
         process.ended().is_none().then(|| process.pid())
     }
 
-    /// Where it keeps its journal and state.
+    /// Where it keeps its state.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
         self.folder.file("state")
+    }
+
+    /// Its journal.
+    #[must_use]
+    pub fn journal_path(&self) -> PathBuf {
+        self.state_dir().join("journal")
     }
 
     /// Its configuration file.

@@ -1,6 +1,6 @@
 //! Real machines: that they boot, clone, can be commanded and measured, and leave nothing behind.
 
-use ballast_protocol::Bytes;
+use ballast_protocol::{Bytes, DEFAULT_PORT, Deframer, GuestMessage, VERSION};
 use ballast_tests::wire::{End, Touch};
 use ballast_tests::{Balloon, Machine, NOISE_FILE, bursting, sweep};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -147,6 +147,49 @@ fn an_oom_kill_and_a_refused_allocation_are_told_apart() {
     assert!(matches!(killed.end, End::Killed { signal: 9, oom_kills: 1.. }), "{killed:?}");
     assert!(machine.guest.counters().unwrap().oom_kills() >= 1);
     machine.guest.ping().unwrap();
+}
+
+#[test]
+fn the_agent_in_the_image_calls_the_host_and_is_watched() {
+    let machine = Machine::builder("agent").start().unwrap();
+    let Some(hybrid) = machine.vsock.as_ref().unwrap().hybrid.clone() else {
+        println!("this host has the kernel's vsock device: the AF_VSOCK path is tested inside a guest");
+        return;
+    };
+    let listener = UnixListener::bind(format!("{}_{DEFAULT_PORT}", hybrid.display())).unwrap();
+    let hello = thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let mut deframer = Deframer::default();
+        loop {
+            if let Some(message) = deframer.next_frame::<GuestMessage>().unwrap() {
+                return message;
+            }
+            let n = stream.read(deframer.space()).unwrap();
+            assert!(n > 0, "the agent closed the connection before it said anything");
+            deframer.advance(n);
+        }
+    });
+    machine.guest.start_agent(&["run"]).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !hello.is_finished() {
+        assert!(Instant::now() < deadline, "no Hello: {:?}\n{}", machine.guest.agent(), machine.guest.log());
+        thread::sleep(Duration::from_millis(5));
+    }
+    let GuestMessage::Hello(hello) = hello.join().unwrap() else { panic!("the first message is no Hello") };
+    println!("{hello:?}");
+    assert_eq!(hello.newest, VERSION);
+    assert!(hello.capabilities.psi && hello.capabilities.cgroup2, "{hello:?}");
+    assert_eq!(hello.capabilities.balloon.map(|b| b.deflate_on_oom), Some(true));
+
+    let counters = machine.guest.counters().unwrap();
+    println!("agent: {:?} KiB resident, {:?} us of CPU", counters.agent_rss_kib, counters.agent_cpu_us);
+    assert!(counters.agent_rss_kib.unwrap() > 0 && counters.agent_cpu_us.unwrap() > 0);
+    machine.guest.kill_agent(9).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while machine.guest.agent().unwrap().alive {
+        assert!(Instant::now() < deadline, "the agent survives SIGKILL");
+    }
+    assert_eq!(machine.guest.agent().unwrap().status, Some(-9));
 }
 
 /// Not a test: what `nothing_survives_a_killed_test` runs and kills.
