@@ -30,7 +30,7 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then
         "$@"
     elif command -v sudo >/dev/null; then
-        sudo --preserve-env=DEBIAN_FRONTEND,LC_ALL "$@"
+        sudo env LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"
     else
         fail "\`$*\` needs root: run it yourself, or install sudo"
     fi

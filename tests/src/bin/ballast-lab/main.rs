@@ -1,0 +1,28 @@
+//! `ballast-lab`: experiments on real guests with the real pair of agents.
+
+#![forbid(unsafe_code)]
+
+mod spikes;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Experiments on real guests with the real pair of agents.
+#[derive(Debug, Parser)]
+#[command(name = "ballast-lab", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Random bursts against the pair, counting what the guest suffers.
+    Spikes(spikes::Spikes),
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Spikes(order) => order.run(),
+    }
+}
