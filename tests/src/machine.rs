@@ -259,12 +259,8 @@ impl Machine {
         if self.vsock.is_some() {
             bail!("machine {} has a vsock device", self.name);
         }
-        let device = Vsock::new(&self.folder)?;
-        if let Some(chardev) = device.chardev() {
-            self.qmp.run("chardev-add", chardev)?;
-        }
-        self.qmp.run("device_add", device.device())?;
-        self.vsock = Some(device);
+        let device = self.vsock.insert(Vsock::new(&self.folder)?);
+        device.plug(&mut self.qmp, &self.folder).with_context(|| format!("machine {}", self.name))?;
         // The slot's attention delay makes the guest wait before it looks, then the driver probes.
         let seen = "n=0; until ls /sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio* >/dev/null 2>&1; do \
                     n=$((n+1)); [ $n -lt 1000 ] || exit 1; usleep 10000; done";

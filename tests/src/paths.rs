@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 /// Cargo's target folder: `CARGO_TARGET_DIR`, otherwise `target` beside the workspace's manifest.
 #[must_use]
 pub fn target() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root.parent().unwrap_or(root);
     match std::env::var_os("CARGO_TARGET_DIR") {
         // Tests run in their crate's folder, but cargo reads a relative path from where it was called: the root.
         Some(dir) if Path::new(&dir).is_relative() => root.join(dir),

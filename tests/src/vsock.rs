@@ -1,16 +1,18 @@
 //! A vsock device for one machine: the kernel's where there is `/dev/vhost-vsock`, otherwise a `vhost-device-vsock`
 //! daemon, which offers hybrid vsock: the guest's connection to port P arrives at the Unix socket `<path>_P`.
 
-use crate::children::{Folder, Process};
+use crate::children::{Folder, Process, log_tail};
 use crate::paths;
-use anyhow::{Context, Result, bail};
+use crate::qmp::Qmp;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// The daemon binds its socket within milliseconds; under load it took up to half a second.
 const PATIENCE: Duration = Duration::from_secs(10);
+const LOG: &str = "vsock.log";
 
 /// A vsock device, ready to be plugged.
 #[derive(Debug)]
@@ -42,28 +44,28 @@ impl Vsock {
         if kernel_device() {
             return Ok(Self { cid, hybrid: None, socket, daemon: None });
         }
-        let mut device = Self { cid, hybrid: Some(hybrid), socket, daemon: None };
-        device.start_daemon(&folder.file("vsock.log"))?;
-        Ok(device)
+        let program = paths::required(paths::target().join("tools/bin/vhost-device-vsock"), "make setup")?;
+        let vm = format!("guest-cid={cid},socket={},uds-path={}", socket.display(), hybrid.display());
+        let daemon = Process::start(&program, &["--vm".into(), vm], &folder.file(LOG))?;
+        Ok(Self { cid, hybrid: Some(hybrid), socket, daemon: Some(daemon) })
     }
 
-    fn start_daemon(&mut self, log: &Path) -> Result<()> {
-        let Some(hybrid) = &self.hybrid else { return Ok(()) };
-        let program = paths::required(paths::target().join("tools/bin/vhost-device-vsock"), "make setup")?;
-        let vm = format!("guest-cid={},socket={},uds-path={}", self.cid, self.socket.display(), hybrid.display());
-        let mut daemon = Process::start(&program, &["--vm".into(), vm], log)?;
-        let deadline = Instant::now() + PATIENCE;
-        while !self.socket.exists() {
-            if let Some(status) = daemon.ended() {
-                bail!("vhost-device-vsock ended with {status}\n{}", crate::log_tail(log, 10));
+    /// Plugs the device into a running machine.
+    pub(crate) fn plug(&mut self, qmp: &mut Qmp, folder: &Folder) -> Result<()> {
+        if let Some(daemon) = &mut self.daemon {
+            let path = self.socket.display().to_string();
+            let addr = json!({ "type": "unix", "data": { "path": path } });
+            let backend = json!({ "type": "socket", "data": { "addr": addr, "server": false } });
+            let deadline = Instant::now() + PATIENCE;
+            // Its socket exists a moment before it listens, so that only trying can tell when it is ready.
+            while let Err(e) = qmp.run("chardev-add", json!({ "id": "vsock", "backend": backend })) {
+                if daemon.ended().is_some() || Instant::now() > deadline {
+                    return Err(e.context(format!("vhost-device-vsock\n{}", log_tail(&folder.file(LOG), 10))));
+                }
+                std::thread::sleep(Duration::from_millis(2));
             }
-            if Instant::now() > deadline {
-                bail!("vhost-device-vsock makes no {}\n{}", self.socket.display(), crate::log_tail(log, 10));
-            }
-            std::thread::sleep(Duration::from_millis(2));
         }
-        self.daemon = Some(daemon);
-        Ok(())
+        qmp.run("device_add", self.device()).map(drop)
     }
 
     /// Kills the daemon, as a crash of it would: streams hang, QEMU runs on.
@@ -74,16 +76,8 @@ impl Vsock {
         self.daemon.take().map(drop).context("the kernel's vsock device has no daemon")
     }
 
-    /// The chardev that a hybrid device needs first, for `chardev-add`.
-    pub(crate) fn chardev(&self) -> Option<Value> {
-        self.hybrid.as_ref()?;
-        let path = self.socket.display().to_string();
-        let addr = json!({ "type": "unix", "data": { "path": path } });
-        Some(json!({ "id": "vsock", "backend": { "type": "socket", "data": { "addr": addr, "server": false } } }))
-    }
-
     /// The device, for `device_add`.
-    pub(crate) fn device(&self) -> Value {
+    fn device(&self) -> Value {
         match self.hybrid {
             Some(_) => json!({ "driver": "vhost-user-vsock-pci", "id": "vsock0", "chardev": "vsock", "bus": "port0" }),
             None => json!({ "driver": "vhost-vsock-pci", "id": "vsock0", "guest-cid": self.cid, "bus": "port0" }),

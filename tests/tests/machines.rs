@@ -33,9 +33,19 @@ fn a_guest_boots_and_its_memory_is_counted() {
     let taken = machine.resident().unwrap();
     assert!(taken <= keep, "{taken} resident of {keep} ordered");
     println!("resident: {before} booted, {after} after the burst, {taken} ballooned to {keep}");
+}
 
+/// The counters begin anew, and a clone finds its plugged device again.
+#[test]
+fn a_clone_can_be_rebooted() {
+    let mut machine = Machine::builder("reboot").start().unwrap();
+    let before = machine.guest.clock().unwrap().1;
+    let id = "cat /proc/sys/kernel/random/boot_id";
+    let first = machine.guest.sh_ok(id).unwrap();
     machine.reboot().unwrap();
-    machine.guest.ping().unwrap();
+    assert_ne!(machine.guest.sh_ok(id).unwrap(), first);
+    assert!(machine.guest.clock().unwrap().1 < before + 20_000_000);
+    machine.guest.sh_ok("ls /sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio*").unwrap();
 }
 
 #[test]

@@ -261,3 +261,21 @@ impl Random {
         Touch { mib: self.within(SMALLEST, LARGEST), rate_mib_s, chunk_mib, hold_ms: 0 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_series_is_repeated_by_its_seed_and_number() {
+        let orders = |seed, series| {
+            let mut random = Random::new(seed, series);
+            (0..50).map(|_| (random.within(GAP_MS.0, GAP_MS.1), random.touch())).collect::<Vec<_>>()
+        };
+        assert_eq!(orders(7, 3), orders(7, 3));
+        assert_ne!(orders(7, 3), orders(7, 4));
+        assert_ne!(orders(7, 3), orders(8, 3));
+        assert!(orders(7, 3).iter().all(|(gap, o)| *gap <= GAP_MS.1 && (SMALLEST..=LARGEST).contains(&o.mib)));
+        assert!(orders(7, 3).iter().any(|(_, o)| o.rate_mib_s.is_none()));
+    }
+}
