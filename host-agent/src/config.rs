@@ -1,0 +1,199 @@
+//! The daemon's configuration: TOML in, a typed [`Config`] out, or one error that names file, line, column, VM and
+//! mend.
+//!
+//! A daemon that holds the memory of other people's machines must not guess: an unknown key, a unit that could mean
+//! two things, a minimum above a maximum is refused before anything is touched. `raw` mirrors the file and is read
+//! by serde; `check` turns it into the typed form and is the only place that can make one. The format is documented
+//! in `ballast-host.example.toml`, which a test parses.
+
+mod check;
+mod raw;
+
+use ballast_planner::{VmName, VmSettings};
+use ballast_protocol::Bytes;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// What the daemon is to do. Made by [`Config::load`] and [`Config::parse`] only, which check it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where it was read from.
+    pub file: PathBuf,
+    /// The daemon itself.
+    pub daemon: Daemon,
+    /// The journal.
+    pub journal: Journal,
+    /// libvirt, when it is to be used.
+    pub libvirt: Option<Libvirt>,
+    /// For VMs that libvirt knows and this file does not name.
+    pub defaults: VmSettings,
+    /// The VMs this file names, in its order.
+    pub vms: Vec<Vm>,
+}
+
+/// The daemon itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Daemon {
+    /// Journal and learned figures live here.
+    pub state_dir: PathBuf,
+    /// Where `ballast-host status` and its like connect.
+    pub control_socket: PathBuf,
+    /// AF_VSOCK port, and suffix of hybrid sockets.
+    pub port: u32,
+    /// Listen on AF_VSOCK.
+    pub vsock: bool,
+    /// Decide and say so, but order nothing.
+    pub dry_run: bool,
+    /// What becomes of the balloons when the daemon stops.
+    pub on_exit: OnExit,
+}
+
+/// What becomes of the balloons when the daemon stops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnExit {
+    /// They stay: the next daemon goes on from there. Right for upgrades.
+    #[default]
+    Keep,
+    /// Every VM gets all its memory back.
+    Release,
+}
+
+/// The journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Journal {
+    /// Written at all.
+    pub enabled: bool,
+    /// Where.
+    pub path: PathBuf,
+    /// At this size the older half is dropped.
+    pub max_size: Bytes,
+}
+
+/// libvirt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Libvirt {
+    /// Which one.
+    pub uri: String,
+}
+
+/// A VM this file names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vm {
+    /// Its name; libvirt's domain name when libvirt manages it.
+    pub name: VmName,
+    /// Its monitor, when QMP manages it; otherwise libvirt does.
+    pub qmp: Option<PathBuf>,
+    /// Where its agent calls from. `None`: what libvirt's XML says, or no agent.
+    pub agent: Option<Address>,
+    /// How it is to be treated, defaults filled in.
+    pub settings: VmSettings,
+}
+
+/// Where a VM's agent calls from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// Hybrid vsock: the agent arrives at this path with `_<port>` appended.
+    Hybrid(PathBuf),
+    /// AF_VSOCK: the agent arrives from this CID.
+    Cid(u32),
+}
+
+/// A configuration that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file.
+    pub file: PathBuf,
+    /// Line and column, from 1; `None` when the file could not be read at all.
+    pub at: Option<(usize, usize)>,
+    /// The VM whose table it is in.
+    pub vm: Option<String>,
+    /// What is wrong and what to do about it.
+    pub problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some((line, column)) = self.at {
+            write!(f, ":{line}:{column}")?;
+        }
+        if let Some(vm) = &self.vm {
+            write!(f, ": VM `{vm}`")?;
+        }
+        write!(f, ": {}", self.problem)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// It cannot be read, or something in it is wrong.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|e| ConfigError {
+            file: file.to_owned(),
+            at: None,
+            vm: None,
+            problem: format!("cannot be read: {e}; ballast-host.example.toml shows the format"),
+        })?;
+        Self::parse(file, &text)
+    }
+
+    /// Checks a text; `file` is named in errors.
+    ///
+    /// # Errors
+    /// Something in it is wrong: the first thing, in the order of the file as far as possible.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let source = Source { file, text };
+        let raw: raw::Root = toml::from_str(text).map_err(|e| {
+            let at = e.span().map_or(0, |s| s.start);
+            source.error(at, raw::with_suggestion(e.message()))
+        })?;
+        check::check(&source, raw)
+    }
+
+    /// How a VM is to be treated, named in this file or not.
+    #[must_use]
+    pub fn settings(&self, vm: &VmName) -> &VmSettings {
+        self.vms.iter().find(|v| v.name == *vm).map_or(&self.defaults, |v| &v.settings)
+    }
+}
+
+/// A file under examination.
+#[derive(Clone, Copy, Debug)]
+struct Source<'a> {
+    file: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    /// An error at a byte offset of the text. The VM is found by reading the text itself: what serde refuses never
+    /// becomes a table that could be asked for its name.
+    fn error(&self, at: usize, problem: impl Into<String>) -> ConfigError {
+        let before = self.text.get(..at).unwrap_or(self.text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
+        ConfigError { file: self.file.to_owned(), at: Some((line, column)), vm: self.vm_at(line), problem: problem.into() }
+    }
+
+    /// The name in the `[[vm]]` table around a line.
+    fn vm_at(&self, line: usize) -> Option<String> {
+        let lines: Vec<&str> = self.text.lines().map(str::trim).collect();
+        let is_header = |l: &&str| l.starts_with('[');
+        let first = lines.iter().take(line).rposition(is_header)?;
+        if !lines[first].starts_with("[[vm]]") {
+            return None;
+        }
+        lines[first + 1..].iter().take_while(|l| !is_header(l)).find_map(|l| {
+            let (key, value) = l.split_once('=')?;
+            let value = value.split('#').next()?.trim();
+            (key.trim() == "name").then(|| value.trim_matches(['"', '\'']).to_owned())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+//! The file as it is written: every field optional, every value with its place.
+
+use super::OnExit;
+use ballast_protocol::{Bytes, Micros};
+use serde::Deserialize;
+use serde::de::{Deserializer, Visitor};
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use toml::Spanned;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Root {
+    pub daemon: Daemon,
+    pub journal: Journal,
+    pub libvirt: Option<Libvirt>,
+    pub defaults: Settings,
+    pub vm: Vec<Spanned<Vm>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Daemon {
+    pub state_dir: Option<Spanned<PathBuf>>,
+    pub control_socket: Option<Spanned<PathBuf>>,
+    pub port: Option<Spanned<u32>>,
+    pub vsock: Option<bool>,
+    pub dry_run: bool,
+    pub on_exit: OnExit,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Journal {
+    pub enabled: Option<bool>,
+    pub path: Option<Spanned<PathBuf>>,
+    pub max_size: Option<Spanned<Text<Bytes>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Libvirt {
+    pub uri: Option<Spanned<String>>,
+}
+
+/// What `[defaults]` and `[[vm]]` share. TOML places are lost under `serde(flatten)`, so [`Vm`] repeats the fields.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Settings {
+    pub min: Option<Spanned<Text<Bytes>>>,
+    pub max: Option<Spanned<Text<Bytes>>>,
+    pub headroom: Option<Spanned<Text<Bytes>>>,
+    pub step: Option<Spanned<Text<Bytes>>>,
+    pub cool_down: Option<Spanned<Text<Micros>>>,
+    pub exempt: Option<bool>,
+    pub allow_without_deflate_on_oom: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Vm {
+    pub name: Option<Spanned<String>>,
+    pub qmp: Option<Spanned<PathBuf>>,
+    pub vsock: Option<Spanned<PathBuf>>,
+    pub cid: Option<Spanned<u32>>,
+    min: Option<Spanned<Text<Bytes>>>,
+    max: Option<Spanned<Text<Bytes>>>,
+    headroom: Option<Spanned<Text<Bytes>>>,
+    step: Option<Spanned<Text<Bytes>>>,
+    cool_down: Option<Spanned<Text<Micros>>>,
+    exempt: Option<bool>,
+    allow_without_deflate_on_oom: Option<bool>,
+}
+
+impl Vm {
+    pub fn settings(&self) -> Settings {
+        Settings {
+            min: self.min.clone(),
+            max: self.max.clone(),
+            headroom: self.headroom.clone(),
+            step: self.step.clone(),
+            cool_down: self.cool_down.clone(),
+            exempt: self.exempt,
+            allow_without_deflate_on_oom: self.allow_without_deflate_on_oom,
+        }
+    }
+}
+
+/// A value that the file writes as text: `"512MiB"`, `"2s"`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Text<T>(pub T);
+
+/// A kind of value written as text.
+pub(super) trait Written: Sized {
+    const EXPECTED: &'static str;
+    fn read(text: &str) -> Result<Self, String>;
+}
+
+impl Written for Bytes {
+    const EXPECTED: &'static str = "a memory size in quotes, for example \"256MiB\"";
+    fn read(text: &str) -> Result<Self, String> {
+        Self::from_str(text).map_err(|e| e.to_string())
+    }
+}
+
+impl Written for Micros {
+    const EXPECTED: &'static str = "a time in quotes, for example \"2s\" or \"500ms\"";
+    fn read(text: &str) -> Result<Self, String> {
+        humantime::parse_duration(text)
+            .map(Self::from_duration)
+            .map_err(|_| format!("`{text}` is not a time; write for example 2s or 500ms"))
+    }
+}
+
+impl<'de, T: Written> Deserialize<'de> for Text<T> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Reader<T>(std::marker::PhantomData<T>);
+        impl<T: Written> Visitor<'_> for Reader<T> {
+            type Value = Text<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(T::EXPECTED)
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Text<T>, E> {
+                T::read(text).map(Text).map_err(E::custom)
+            }
+        }
+        d.deserialize_str(Reader(std::marker::PhantomData))
+    }
+}
+
+/// Puts the nearest known key in front of serde's list of all keys. serde offers the names in its text only; a text
+/// that does not look as expected is passed on as it is.
+pub(super) fn with_suggestion(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let (Some(rest), Some(unknown)) = (message.strip_prefix("unknown "), quoted.next()) else {
+        return message.to_owned();
+    };
+    let (kind, _) = rest.split_once(' ').unwrap_or((rest, ""));
+    let kind = if kind == "field" { "key" } else { "value" };
+    let known: Vec<&str> = quoted.collect();
+    let nearest = known.iter().map(|k| (distance(unknown, k), *k)).min();
+    match nearest {
+        Some((edits, key)) if edits <= 1 + unknown.len() / 3 => {
+            format!("unknown {kind} `{unknown}`; did you mean `{key}`?")
+        }
+        _ => format!("unknown {kind} `{unknown}`; known are {}", known.join(", ")),
+    }
+}
+
+/// Levenshtein's distance, on keys of a few characters.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let next = (diagonal + usize::from(x != *y)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = std::mem::replace(&mut row[j + 1], next);
+        }
+    }
+    row[b.len()]
+}

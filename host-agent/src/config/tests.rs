@@ -1,0 +1,166 @@
+use super::*;
+use ballast_protocol::Micros;
+
+const EXAMPLE: &str = include_str!("../../ballast-host.example.toml");
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(Path::new("b.toml"), text)
+}
+
+fn message(text: &str) -> String {
+    parse(text).expect_err(text).to_string()
+}
+
+#[test]
+fn the_example_says_what_it_shows() {
+    let config = parse(EXAMPLE).unwrap();
+    assert_eq!(config.daemon, parse("[libvirt]").unwrap().daemon);
+    assert_eq!(config.libvirt, Some(Libvirt { uri: "qemu:///system".into() }));
+    assert_eq!(config.defaults.max, Bytes::mib(4096));
+
+    let [database, web, pinned] = config.vms.as_slice() else { panic!("three VMs: {:?}", config.vms) };
+    assert_eq!((&database.agent, database.settings.min), (&Some(Address::Cid(42)), Bytes::mib(1024)));
+    assert_eq!(database.settings.max, Bytes::mib(4096), "from [defaults]");
+    assert_eq!(web.qmp.as_deref(), Some(Path::new("/run/web.qmp")));
+    assert_eq!(web.agent, Some(Address::Hybrid("/run/web.vsock".into())));
+    assert_eq!((web.settings.headroom, web.settings.cool_down), (Bytes::mib(48), Micros::millis(500)));
+    assert!(pinned.settings.exempt && pinned.agent.is_none());
+
+    assert_eq!(config.settings(&VmName::from("web")), &web.settings);
+    assert_eq!(config.settings(&VmName::from("unnamed")), &config.defaults);
+}
+
+/// What the example shows as a default is the default: every commented key is uncommented and must change nothing.
+#[test]
+fn the_defaults_that_the_example_shows_are_the_defaults() {
+    let shown: String = EXAMPLE
+        .lines()
+        .map(|line| match line.strip_prefix("# ").and_then(|l| l.split_once(" = ")) {
+            Some((key, value)) if !key.contains(' ') => format!("{key} = {value}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    assert!(shown.contains("\nstate-dir = ") && shown.contains("\nallow-without-deflate-on-oom = "), "{shown}");
+    assert_eq!(parse(&shown).unwrap(), parse(EXAMPLE).unwrap());
+}
+
+#[test]
+fn af_vsock_is_opened_only_when_somebody_may_call_there() {
+    let hybrid = "[[vm]]\nname = \"a\"\nqmp = \"/q\"\nvsock = \"/v\"\n";
+    assert!(!parse(hybrid).unwrap().daemon.vsock);
+    assert!(parse("[[vm]]\nname = \"a\"\nqmp = \"/q\"\ncid = 3").unwrap().daemon.vsock);
+    assert!(parse("[libvirt]").unwrap().daemon.vsock);
+    assert!(!parse("[daemon]\nvsock = false\n[libvirt]").unwrap().daemon.vsock);
+}
+
+#[test]
+fn a_wrong_file_is_refused_with_place_vm_and_mend() {
+    let long = format!("[[vm]]\nname = \"a\"\nqmp = \"/{}\"", "x".repeat(110));
+    let cases: &[(&str, &str)] = &[
+        (
+            "[[vm]]\nname = \"web\"\nqmp = \"/q\"\nmax = \"512MB\"\n",
+            "b.toml:4:7: VM `web`: `512MB` is not a memory size: decimal units are not used for memory; \
+             write for example 256MiB, 2G or 1.5GiB",
+        ),
+        (
+            "[[vm]]\nmax = 512\nname = \"web\"\nqmp = \"/q\"\n",
+            "b.toml:2:7: VM `web`: invalid type: integer `512`, expected a memory size in quotes, for example \"256MiB\"",
+        ),
+        (
+            "[libvirt]\n[defaults]\ncool-down = \"2 parsecs\"\n",
+            "b.toml:3:13: `2 parsecs` is not a time; write for example 2s or 500ms",
+        ),
+        (
+            "[libvirt]\n[defaults]\ncooldown = \"2s\"\n",
+            "b.toml:3:1: unknown key `cooldown`; did you mean `cool-down`?",
+        ),
+        (
+            "[[vm]]\nname = \"web\"\nqmp = \"/q\"\ncolour = \"red\"\n",
+            "b.toml:4:1: VM `web`: unknown key `colour`; known are name, qmp, vsock, cid, min, max, headroom, step, \
+             cool-down, exempt, allow-without-deflate-on-oom",
+        ),
+        ("[demon]\n", "b.toml:1:2: unknown key `demon`; did you mean `daemon`?"),
+        ("[libvirt]\n[daemon]\non-exit = \"keeep\"\n", "b.toml:3:11: unknown value `keeep`; did you mean `keep`?"),
+        (
+            "[[vm]]\nname = \"web\"\nqmp = \"/q\"\nmin = \"2GiB\"\nmax = \"1GiB\"\n",
+            "b.toml:4:7: VM `web`: min 2 GiB is above max 1 GiB; lower min or raise max",
+        ),
+        (
+            "[defaults]\nmin = \"2GiB\"\n[[vm]]\nname = \"web\"\nqmp = \"/q\"\nmax = \"1GiB\"\n",
+            "b.toml:6:7: VM `web`: min 2 GiB is above max 1 GiB; lower min or raise max",
+        ),
+        (
+            "[[vm]]\nname = \"web\"\nqmp = \"/q\"\nstep = \"4KiB\"\n",
+            "b.toml:4:8: VM `web`: step 4 KiB is too small; the balloon moves by MiB",
+        ),
+        (
+            "[[vm]]\nname = \"web\"\nqmp = \"/q\"\n\n[[vm]]\nname = \"web\"\nqmp = \"/r\"\n",
+            "b.toml:6:8: VM `web`: name `web` is used already in line 2; each VM needs its own",
+        ),
+        (
+            "[[vm]]\nname = \"a\"\nqmp = \"/q\"\n[[vm]]\nname = \"b\"\nqmp = \"/q\"\n",
+            "b.toml:6:7: VM `b`: qmp `/q` is used already in line 3; each VM needs its own",
+        ),
+        (
+            "[libvirt]\n[[vm]]\nname = \"a\"\ncid = 7\n[[vm]]\nname = \"b\"\ncid = 7\n",
+            "b.toml:7:7: VM `b`: cid `7` is used already in line 4; each VM needs its own",
+        ),
+        (
+            "[libvirt]\n[[vm]]\nname = \"a\"\ncid = 2\n",
+            "b.toml:4:7: VM `a`: cid 2 is no guest's; guests have 3 and above",
+        ),
+        (
+            "[[vm]]\nname = \"a\"\nqmp = \"/q\"\nvsock = \"/v\"\ncid = 7\n",
+            "b.toml:5:7: VM `a`: `vsock` and `cid` exclude each other: an agent calls from one place; keep `vsock` for \
+             hybrid vsock, `cid` for the kernel's",
+        ),
+        (
+            "[[vm]]\nname = \"a\"\n",
+            "b.toml:2:8: VM `a`: nothing manages this VM: give `qmp`, the path of its QEMU monitor socket, or add \
+             [libvirt]",
+        ),
+        ("[[vm]]\nqmp = \"/q\"\n", "b.toml:1:1: this [[vm]] has no `name`; add for example name = \"web\""),
+        ("[[vm]]\nname = \"\"\nqmp = \"/q\"\n", "b.toml:2:8: VM ``: a name has 1 to 128 printable characters"),
+        (
+            "[[vm]]\nname = \"a\"\nqmp = \"run/q\"\n",
+            "b.toml:3:7: VM `a`: qmp `run/q` is not absolute; a daemon has no directory of its own, begin with /",
+        ),
+        (
+            &long,
+            "b.toml:3:7: VM `a`: qmp with its suffix `` has 111 bytes; a socket's path has 107 at most, use a shorter \
+             directory",
+        ),
+        (
+            "",
+            "b.toml:1:1: there is nothing to manage: add [libvirt], or a [[vm]] with `qmp`, the path of its QEMU monitor \
+             socket",
+        ),
+        ("[libvirt]\nuri = \"system\"\n", "b.toml:2:7: `system` is not a libvirt URI; the usual one is qemu:///system"),
+        ("[libvirt]\n[daemon]\nport = 0\n", "b.toml:3:8: port 0 cannot be listened on; the usual one is 9150"),
+        ("[libvirt]\n[journal]\nmax-size = \"1k\"\n", "b.toml:3:12: max-size 1 KiB is too little; at least 1 MiB"),
+    ];
+    let mut wrong = String::new();
+    for (text, expected) in cases {
+        let actual = message(text);
+        if actual != *expected {
+            wrong += &format!("{text}\n  expected {expected}\n  but got  {actual}\n\n");
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn broken_toml_is_placed() {
+    let text = message("[libvirt]\nuri = \"qemu:///system\n");
+    assert!(text.starts_with("b.toml:2:"), "{text}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let text = Config::load(Path::new("/nowhere/b.toml")).unwrap_err().to_string();
+    assert_eq!(
+        text,
+        "/nowhere/b.toml: cannot be read: No such file or directory (os error 2); ballast-host.example.toml shows the \
+         format"
+    );
+}

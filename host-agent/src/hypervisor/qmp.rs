@@ -1,0 +1,272 @@
+//! QEMUs that no libvirt manages, by the QEMU Machine Protocol.
+//!
+//! ```text
+//!   caller --command, id--> socket                    one VM: one socket, one thread that reads it
+//!   caller <--reply by id-- reader thread <-- socket
+//!   daemon <----Event------ reader thread             the same thread reconnects when QEMU has gone
+//! ```
+//!
+//! A client of our own: we need a dozen commands, a deadline on each, bounded replies, reconnection, and an order that
+//! is on its way in tens of microseconds; what the crates for QMP offer is the whole schema, generated, and none of
+//! these. The protocol is one JSON object a line (QEMU, docs/interop/qmp-spec).
+//!
+//! QEMU serves one client at a time on a monitor: a second daemon gets no greeting, which is reported as such.
+
+mod link;
+
+use super::{BalloonStatistics, Error, Events, Hypervisor, State, VmFacts};
+use ballast_planner::VmName;
+use ballast_protocol::{Bytes, Micros};
+use link::Link;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+/// How often the guest's driver is to report, when nobody has set it: as often as anything without an agent is judged.
+const STATISTICS_PERIOD: u64 = 1;
+/// Where user-made devices live in QEMU's object tree: with an id, and without.
+const PERIPHERALS: [&str; 2] = ["/machine/peripheral", "/machine/peripheral-anon"];
+
+/// One QEMU.
+#[derive(Debug)]
+pub struct Qmp {
+    name: VmName,
+    link: Link,
+    known: Mutex<Known>,
+}
+
+/// What need not be asked again while the connection stands.
+#[derive(Debug, Default)]
+struct Known {
+    /// The connection it was learned on.
+    connection: u64,
+    /// The balloon device whose statistics are on.
+    reporting: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Devices {
+    balloon: Option<String>,
+    vsock: Option<String>,
+}
+
+impl Hypervisor for Qmp {
+    /// The one VM, or none while it is off.
+    fn vms(&self) -> Result<Vec<VmFacts>, Error> {
+        match self.facts(&self.name) {
+            Ok(facts) => Ok(vec![facts]),
+            Err(Error::Off(_)) => Ok(Vec::new()),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn facts(&self, vm: &VmName) -> Result<VmFacts, Error> {
+        self.check(vm)?;
+        let status = self.call("query-status", None)?;
+        let running = status.get("running").and_then(Value::as_bool).unwrap_or(false);
+        let memory = self.call("query-memory-size-summary", None)?;
+        let base = Bytes(self.number("query-memory-size-summary", &memory, "base-memory")?);
+        let plugged = Bytes(memory.get("plugged-memory").and_then(Value::as_u64).unwrap_or(0));
+        let uuid = self.call("query-uuid", None)?;
+        let uuid = uuid.get("UUID").and_then(Value::as_str).map(str::to_ascii_lowercase);
+        let devices = self.devices()?;
+        let max = base + plugged;
+        let (mut actual, mut deflate_on_oom, mut free_page_reporting) = (max, None, None);
+        if let Some(balloon) = &devices.balloon {
+            actual = self.actual()?;
+            deflate_on_oom = self.flag(balloon, "deflate-on-oom")?;
+            free_page_reporting = self.flag(balloon, "free-page-reporting")?;
+        }
+        let cid = match &devices.vsock {
+            Some(vsock) => self.property(vsock, "guest-cid")?.as_u64().and_then(|c| u32::try_from(c).ok()),
+            None => None,
+        };
+        Ok(VmFacts {
+            name: self.name.clone(),
+            // QEMU's way of saying that it was given none.
+            uuid: uuid.filter(|u| u.chars().any(|c| c != '0' && c != '-')),
+            state: if running { State::Running } else { State::Paused },
+            max,
+            actual,
+            has_balloon: devices.balloon.is_some(),
+            deflate_on_oom,
+            free_page_reporting,
+            cid,
+            min_guarantee: None,
+        })
+    }
+
+    fn balloon(&self, vm: &VmName) -> Result<Bytes, Error> {
+        self.check(vm)?;
+        self.actual()
+    }
+
+    fn order(&self, vm: &VmName, keep: Bytes) -> Result<(), Error> {
+        self.check(vm)?;
+        self.call("balloon", Some(json!({ "value": keep.0 }))).map(drop)
+    }
+
+    fn statistics(&self, vm: &VmName) -> Result<BalloonStatistics, Error> {
+        self.check(vm)?;
+        let path = self.reporting_balloon()?;
+        let reply = self.property(&path, "guest-stats")?;
+        Ok(read_statistics(&reply, SystemTime::now()))
+    }
+}
+
+impl Qmp {
+    /// Connects to a VM's monitor socket, now or when it appears, for as long as this lives. Does not wait.
+    #[must_use]
+    pub fn new(name: VmName, socket: PathBuf, events: Events) -> Self {
+        Self { link: Link::new(name.clone(), socket, events), name, known: Mutex::default() }
+    }
+
+    fn check(&self, vm: &VmName) -> Result<(), Error> {
+        if *vm == self.name { Ok(()) } else { Err(Error::UnknownVm(vm.clone())) }
+    }
+
+    fn call(&self, command: &'static str, arguments: Option<Value>) -> Result<Value, Error> {
+        self.link.call(command, arguments).map_err(|e| match e {
+            link::CallError::Off => Error::Off(self.name.clone()),
+            link::CallError::Down(why) => Error::Unreachable { whom: self.whom(), why },
+            link::CallError::Deadline => Error::Deadline { whom: self.whom(), call: command },
+            // "DeviceNotActive" is what QEMU says to balloon commands, and to nothing else we use.
+            link::CallError::Refused { class, .. } if class == "DeviceNotActive" => Error::NoBalloon(self.name.clone()),
+            link::CallError::Refused { text, .. } => Error::Refused { whom: self.whom(), call: command, why: text },
+        })
+    }
+
+    fn whom(&self) -> String {
+        format!("the monitor of VM `{}` ({})", self.name, self.link.path().display())
+    }
+
+    /// A number in a reply.
+    fn number(&self, call: &'static str, reply: &Value, key: &'static str) -> Result<u64, Error> {
+        reply.get(key).and_then(Value::as_u64).ok_or_else(|| Error::Malformed {
+            whom: self.whom(),
+            call,
+            why: format!("it has no number `{key}`"),
+        })
+    }
+
+    fn actual(&self) -> Result<Bytes, Error> {
+        let reply = self.call("query-balloon", None)?;
+        self.number("query-balloon", &reply, "actual").map(Bytes)
+    }
+
+    fn property(&self, path: &str, property: &str) -> Result<Value, Error> {
+        self.call("qom-get", Some(json!({ "path": path, "property": property })))
+    }
+
+    /// A flag that older QEMUs may not have.
+    fn flag(&self, path: &str, property: &str) -> Result<Option<bool>, Error> {
+        match self.property(path, property) {
+            Ok(value) => Ok(value.as_bool()),
+            Err(Error::Refused { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn devices(&self) -> Result<Devices, Error> {
+        let mut found = Devices::default();
+        for parent in PERIPHERALS {
+            let list = self.call("qom-list", Some(json!({ "path": parent })))?;
+            for child in list.as_array().into_iter().flatten() {
+                let (Some(name), Some(kind)) =
+                    (child.get("name").and_then(Value::as_str), child.get("type").and_then(Value::as_str))
+                else {
+                    continue;
+                };
+                // The bus and the generation follow: -pci, -pci-transitional, -device, -ccw.
+                if kind.starts_with("child<virtio-balloon-") {
+                    found.balloon.get_or_insert(format!("{parent}/{name}"));
+                } else if kind.starts_with("child<vhost-vsock-") {
+                    found.vsock.get_or_insert(format!("{parent}/{name}"));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The balloon's path, its statistics switched on.
+    fn reporting_balloon(&self) -> Result<String, Error> {
+        let connection = self.link.connection();
+        {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            if let (true, Some(path)) = (known.connection == connection, &known.reporting) {
+                return Ok(path.clone());
+            }
+        }
+        let path = self.devices()?.balloon.ok_or_else(|| Error::NoBalloon(self.name.clone()))?;
+        if self.property(&path, "guest-stats-polling-interval")?.as_u64().unwrap_or(0) == 0 {
+            let arguments =
+                json!({ "path": path, "property": "guest-stats-polling-interval", "value": STATISTICS_PERIOD });
+            self.call("qom-set", Some(arguments))?;
+        }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.connection = connection;
+        known.reporting = Some(path.clone());
+        Ok(path)
+    }
+}
+
+/// `{"stats": {"stat-free-memory": n, ...}, "last-update": seconds since 1970, 0 for never}`. Drivers that leave a
+/// tag out and drivers that send -1 for it (Windows) mean the same; tags we do not know are none of our business.
+fn read_statistics(reply: &Value, now: SystemTime) -> BalloonStatistics {
+    let tag = |name: &str| reply.get("stats")?.get(name)?.as_u64().filter(|n| *n != u64::MAX);
+    let size = |name| tag(name).map(Bytes);
+    let updated = reply.get("last-update").and_then(Value::as_u64).filter(|s| *s != 0);
+    BalloonStatistics {
+        total: size("stat-total-memory"),
+        free: size("stat-free-memory"),
+        available: size("stat-available-memory"),
+        caches: size("stat-disk-caches"),
+        swap_in: size("stat-swap-in"),
+        swap_out: size("stat-swap-out"),
+        major_faults: tag("stat-major-faults"),
+        minor_faults: tag("stat-minor-faults"),
+        age: updated.map(|s| {
+            let then = SystemTime::UNIX_EPOCH + Duration::from_secs(s.min(u64::from(u32::MAX)));
+            // A clock that was set back makes it young, not a mistake.
+            Micros::from_duration(now.duration_since(then).unwrap_or_default())
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn statistics_of_linux_are_read() {
+        let reply = json!({"stats": {"stat-total-memory": 500, "stat-free-memory": 300, "stat-available-memory": 400,
+            "stat-disk-caches": 50, "stat-swap-in": 0, "stat-swap-out": 1, "stat-major-faults": 7,
+            "stat-minor-faults": 9, "stat-htlb-pgalloc": 0, "stat-from-the-future": 1}, "last-update": 1000});
+        let s = read_statistics(&reply, at(1003));
+        assert_eq!((s.total, s.free, s.available), (Some(Bytes(500)), Some(Bytes(300)), Some(Bytes(400))));
+        assert_eq!((s.swap_in, s.swap_out, s.caches), (Some(Bytes(0)), Some(Bytes(1)), Some(Bytes(50))));
+        assert_eq!((s.major_faults, s.minor_faults), (Some(7), Some(9)));
+        assert_eq!(s.age, Some(Micros::secs(3)));
+    }
+
+    #[test]
+    fn what_windows_and_old_drivers_do_not_say_is_none() {
+        let reply = json!({"stats": {"stat-total-memory": 500, "stat-free-memory": u64::MAX, "stat-swap-in": -1},
+            "last-update": 1000});
+        let s = read_statistics(&reply, at(900));
+        assert_eq!((s.total, s.free, s.swap_in, s.available), (Some(Bytes(500)), None, None, None));
+        assert_eq!(s.age, Some(Micros::ZERO), "a clock that was set back");
+    }
+
+    #[test]
+    fn statistics_never_given_have_no_age() {
+        let s = read_statistics(&json!({"stats": {}, "last-update": 0}), at(1000));
+        assert_eq!(s, BalloonStatistics::default());
+        assert_eq!(read_statistics(&json!("nonsense"), at(1)), BalloonStatistics::default());
+    }
+}

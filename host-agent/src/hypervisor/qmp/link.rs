@@ -1,0 +1,326 @@
+//! One monitor socket: calls with deadlines, replies matched by id, events passed on, reconnection.
+//!
+//! ```text
+//!            connect, greeting, qmp_capabilities
+//!   Absent ------------------------------------> Up: Started (or ConnectionBack, if it is the same QEMU)
+//!     ^  |                                        |
+//!     |  +-- nobody listens: Stopped if there     | end of the stream, or a reply nobody can read:
+//!     |      was a VM; wait 20 ms to 1 s          v ConnectionLost
+//!     +----------------------------------------- Absent
+//! ```
+
+use crate::hypervisor::{DEADLINE, Event, Events, What};
+use ballast_planner::VmName;
+use ballast_protocol::Bytes;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The longest line taken. The largest reply to our commands is a list of devices, about 60 bytes each.
+const LONGEST_LINE: u64 = 1 << 20;
+/// Between attempts to connect: a restarted QEMU listens again within tens of milliseconds, and one that stays away
+/// costs one failed connect a second.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why there is no reply.
+#[derive(Debug)]
+pub(super) enum CallError {
+    /// Nobody listens: QEMU is not there.
+    Off,
+    /// There is no connection for another reason.
+    Down(String),
+    /// No reply in time.
+    Deadline,
+    /// QEMU says no.
+    Refused { class: String, text: String },
+}
+
+type Reply = Result<Value, CallError>;
+
+#[derive(Debug)]
+pub(super) struct Link {
+    shared: Arc<Shared>,
+    reader: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    vm: VmName,
+    path: PathBuf,
+    events: Events,
+    state: Mutex<State>,
+    stopping: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    stop: bool,
+    connection: Connection,
+    /// Counts connections.
+    connected: u64,
+    next_id: u64,
+    waiting: BTreeMap<u64, SyncSender<Reply>>,
+}
+
+#[derive(Debug)]
+enum Connection {
+    Up(UnixStream),
+    /// Nobody listens.
+    Off,
+    Down(String),
+}
+
+impl Link {
+    pub fn new(vm: VmName, path: PathBuf, events: Events) -> Self {
+        let state = State {
+            stop: false,
+            connection: Connection::Down("not connected yet".into()),
+            connected: 0,
+            next_id: 1,
+            waiting: BTreeMap::new(),
+        };
+        let shared = Arc::new(Shared { vm, path, events, state: Mutex::new(state), stopping: Condvar::new() });
+        let reader = std::thread::Builder::new().name(format!("qmp {}", shared.vm)).spawn({
+            let shared = shared.clone();
+            move || shared.run()
+        });
+        if let Err(e) = &reader {
+            shared.lock().connection = Connection::Down(format!("no thread can be started: {e}"));
+        }
+        Self { shared, reader: reader.ok() }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// Which connection this is; what was learned on another one may not hold.
+    pub fn connection(&self) -> u64 {
+        self.shared.lock().connected
+    }
+
+    pub fn call(&self, command: &str, arguments: Option<Value>) -> Reply {
+        let until = Instant::now() + DEADLINE;
+        let (sender, receiver) = sync_channel(1);
+        let id = {
+            let mut state = self.shared.lock();
+            let id = state.next_id;
+            let mut line = match arguments {
+                Some(arguments) => json!({ "execute": command, "arguments": arguments, "id": id }),
+                None => json!({ "execute": command, "id": id }),
+            }
+            .to_string();
+            line.push('\n');
+            // One write, under the lock: two callers' lines must not mix.
+            let written = match &mut state.connection {
+                Connection::Up(stream) => stream.write_all(line.as_bytes()),
+                Connection::Off => return Err(CallError::Off),
+                Connection::Down(why) => return Err(CallError::Down(why.clone())),
+            };
+            if let Err(e) = written {
+                // Half a line may be out: nothing after it can be understood.
+                state.hang_up();
+                return Err(if would_block(&e) { CallError::Deadline } else { CallError::Down(e.to_string()) });
+            }
+            state.next_id += 1;
+            // The reader cannot look for it before the lock is free.
+            state.waiting.insert(id, sender);
+            id
+        };
+        match receiver.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(reply) => reply,
+            Err(RecvTimeoutError::Timeout) => {
+                self.shared.lock().waiting.remove(&id);
+                Err(CallError::Deadline)
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(CallError::Down("the connection ended before the reply".into())),
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        {
+            let mut state = self.shared.lock();
+            state.stop = true;
+            state.hang_up();
+        }
+        self.shared.stopping.notify_all();
+        if let Some(reader) = self.reader.take() {
+            // A reader that panicked has nothing left to say.
+            let _ = reader.join();
+        }
+    }
+}
+
+impl State {
+    /// Makes the reader see the end of the stream.
+    fn hang_up(&self) {
+        if let Connection::Up(stream) = &self.connection {
+            // Fails only when it is closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, what: What) {
+        // Fails only when the daemon has gone, and then nobody wants to know.
+        let _ = self.events.send(Event { vm: self.vm.clone(), what });
+    }
+
+    fn run(&self) {
+        let mut pause = FIRST_PAUSE;
+        // The process behind the last connection, until it is known to be gone.
+        let mut last_peer = None;
+        while !self.lock().stop {
+            match self.connect() {
+                Ok((reader, stream, peer)) => {
+                    pause = FIRST_PAUSE;
+                    if !self.install(stream) {
+                        return;
+                    }
+                    match last_peer.replace(peer) {
+                        Some(last) if last == peer => self.tell(What::ConnectionBack),
+                        Some(_) => {
+                            self.tell(What::Stopped);
+                            self.tell(What::Started);
+                        }
+                        None => self.tell(What::Started),
+                    }
+                    let why = self.read_until_end(reader);
+                    tracing::debug!(vm = %self.vm, why, "the monitor is gone");
+                    self.close(Connection::Down(why.clone()));
+                    self.tell(What::ConnectionLost(why));
+                }
+                Err(e) => {
+                    let absent = matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+                    self.close(if absent { Connection::Off } else { Connection::Down(e.to_string()) });
+                    if absent && last_peer.take().is_some() {
+                        self.tell(What::Stopped);
+                    }
+                    let state = self.lock();
+                    drop(self.stopping.wait_timeout_while(state, pause, |s| !s.stop));
+                    pause = (pause * 2).min(LAST_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// A stream that speaks QMP, for reading and for writing, and the process at its other end.
+    fn connect(&self) -> io::Result<(BufReader<UnixStream>, UnixStream, i32)> {
+        let stream = UnixStream::connect(&self.path)?;
+        let peer = rustix::net::sockopt::socket_peercred(&stream)?.pid.as_raw_nonzero().get();
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        let mut writer = stream.try_clone()?;
+        let mut reader = BufReader::new(stream);
+        let greeting = read_line(&mut reader).map_err(|e| match would_block(&e) {
+            true => io::Error::new(
+                io::ErrorKind::TimedOut,
+                "it gives no greeting: another client holds this monitor (a second daemon?), or QEMU hangs",
+            ),
+            false => e,
+        })?;
+        if greeting.get("QMP").is_none() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not speak QMP; is this the right socket?"));
+        }
+        writer.write_all(b"{\"execute\":\"qmp_capabilities\",\"id\":0}\n")?;
+        loop {
+            let line = read_line(&mut reader)?;
+            if line.get("return").is_some() {
+                break;
+            }
+            if let Some(error) = line.get("error") {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it refuses to negotiate: {error}")));
+            }
+        }
+        reader.get_ref().set_read_timeout(None)?;
+        Ok((reader, writer, peer))
+    }
+
+    /// Opens the link for callers; `false` when the daemon stops.
+    fn install(&self, stream: UnixStream) -> bool {
+        let mut state = self.lock();
+        state.connected += 1;
+        state.connection = Connection::Up(stream);
+        !state.stop
+    }
+
+    fn close(&self, connection: Connection) {
+        let mut state = self.lock();
+        state.connection = connection;
+        // Dropping the senders tells the callers.
+        state.waiting.clear();
+    }
+
+    /// Delivers replies and events; returns why the stream ended.
+    fn read_until_end(&self, mut reader: BufReader<UnixStream>) -> String {
+        loop {
+            let line = match read_line(&mut reader) {
+                Ok(line) => line,
+                Err(e) => return e.to_string(),
+            };
+            if let Some(event) = line.get("event").and_then(Value::as_str) {
+                if let Some(what) = happening(event, line.get("data")) {
+                    self.tell(what);
+                }
+            } else if let Some(id) = line.get("id").and_then(Value::as_u64) {
+                // Nobody waits any more when the deadline has passed.
+                let Some(sender) = self.lock().waiting.remove(&id) else { continue };
+                let _ = sender.try_send(reply(line));
+            }
+        }
+    }
+}
+
+fn reply(mut line: Value) -> Reply {
+    if let Some(error) = line.get("error") {
+        let text = |key| error.get(key).and_then(Value::as_str).unwrap_or("(no reason given)").to_owned();
+        return Err(CallError::Refused { class: text("class"), text: text("desc") });
+    }
+    Ok(line.get_mut("return").map(Value::take).unwrap_or_default())
+}
+
+/// What an event means (QEMU, qapi/run-state.json and qapi/machine.json); `None`: nothing to us.
+fn happening(event: &str, data: Option<&Value>) -> Option<What> {
+    match event {
+        "STOP" => Some(What::Paused),
+        "RESUME" => Some(What::Resumed),
+        "RESET" => Some(What::Reset),
+        "BALLOON_CHANGE" => Some(What::BalloonMoved(Bytes(data?.get("actual")?.as_u64()?))),
+        // SHUTDOWN is not the end: the socket's is, and with -no-shutdown the process stays.
+        _ => None,
+    }
+}
+
+fn read_line(reader: &mut BufReader<UnixStream>) -> io::Result<Value> {
+    let mut line = Vec::new();
+    reader.take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+    if line.last() != Some(&b'\n') {
+        return Err(if line.len() as u64 == LONGEST_LINE {
+            io::Error::new(io::ErrorKind::InvalidData, format!("a reply is longer than {LONGEST_LINE} bytes"))
+        } else {
+            io::Error::new(io::ErrorKind::UnexpectedEof, "QEMU closed the monitor")
+        });
+    }
+    serde_json::from_slice(&line)
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("a reply is not JSON: {e}")))
+}
+
+fn would_block(e: &io::Error) -> bool {
+    // A socket's timeout shows as either.
+    matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
