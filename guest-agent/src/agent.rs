@@ -3,41 +3,46 @@
 //! ```text
 //!            +--------------------- select ---------------------+
 //!   link --->| Welcome, Answer, Reclaim, Ping                   |---> Demand, Withdraw, Relief (never dropped)
-//!   timer -->| look at slack, telemetry, reliefs, deadlines     |---> Telemetry (newest wins)
+//!   timer -->| look at slack, Committed_AS, reliefs, deadlines  |---> Telemetry (newest wins)
+//!   thread ->| PSI triggers, memory.events                      |---> memory.high (absorber)
+//!   socket ->| need, status                                     |---> memory.reclaim (on a thread)
 //!   signal ->| SIGTERM, SIGINT                                  |---> Goodbye
 //!            +--------------------------------------------------+
 //! ```
 //!
-//! Time is CLOCK_MONOTONIC in [`Micros`] throughout; one timer is set to the earliest of all deadlines.
+//! Time is CLOCK_MONOTONIC in [`Micros`] throughout; one timer is set to the earliest of all deadlines. This file is
+//! the loop; `watch` looks and asks, `session` keeps the connection, `leases` the promises made to `need`.
 
+mod leases;
 mod session;
+mod watch;
 
-use crate::demand::Book;
-use crate::demand::slack::{Detail, Look, Need, SlackWatch};
+use crate::absorber::{self, Absorber};
+use crate::demand::committed::CommittedWatch;
+use crate::demand::edges::Edges;
+use crate::demand::slack::SlackWatch;
+use crate::demand::{Book, State};
 use crate::link::{DialError, Dialer, Peer};
-use crate::sensors::{Sensors, SensorError};
-use crate::{clock, log};
+use crate::log::Chain;
+use crate::reclaim::{ReclaimError, Stop, carry_out};
+use crate::sensors::{SensorError, Sensors};
+use crate::serve::{self, Ask};
+use crate::status::{Absorbed, Asked, Reclaimings, Status};
+use crate::{clock, log, trigger};
 use ballast_protocol::{
-    Answer, Bytes, Demand, Farewell, GuestMessage, HostMessage, Micros, Relief, Source, Telemetry, Verdict, Watermarks,
+    Answer, Bytes, Farewell, GuestMessage, HostMessage, Micros, Reclaim, Reclaimed, Relief, Source, Verdict, Watermarks,
 };
-use session::Session;
-use std::path::PathBuf;
+use leases::Leases;
+use session::{Event, Session};
+use std::path::{Path, PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
-/// How long watermarks are believed; they change by sysctl, hot-plug, or with the balloon when MemTotal moves.
-const WATERMARKS_KEPT: Micros = Micros::secs(60);
-/// Free memory that moves by more than this between two looks at telemetry is news.
-const NEWS: Bytes = Bytes::mib(4);
-/// Telemetry stays busy so long after the last news.
-const NEWS_LASTS: Micros = Micros::secs(2);
-/// Between two looks at the balloon while waiting for its first MiB.
-const RELIEF_PERIOD: Micros = Micros::millis(2);
-/// The first MiB, in the balloon's pages.
-const FIRST_MIB: u64 = 256;
-/// When no MiB has come by then, none will be measured.
-const RELIEF_GIVEN_UP: Micros = Micros::secs(1);
-/// Reliefs watched at a time; more demands than these in one second tell nothing new.
-const RELIEFS: usize = 8;
+/// Requests of clients that may wait for the loop.
+const ASKS: usize = 16;
+/// Signs of the trigger thread that may wait: at 10 a second each, more tell nothing new.
+const SIGNS: usize = 16;
 
 /// How the agent is to run.
 #[derive(Clone, Debug)]
@@ -46,6 +51,12 @@ pub struct Settings {
     pub root: PathBuf,
     /// The host agent.
     pub peer: Peer,
+    /// The Unix socket for `need` and `status`.
+    pub socket: PathBuf,
+    /// Whether `memory.high` of the workload cgroups is managed.
+    pub absorber: bool,
+    /// The workload cgroups, relative to the cgroup mount.
+    pub workloads: Vec<String>,
 }
 
 /// Why the agent cannot run, or had to stop.
@@ -57,6 +68,14 @@ pub enum AgentError {
     /// Dialling the host can never work like this.
     #[error("cannot reach the host")]
     Dial(#[from] DialError),
+    /// The socket for `need` and `status`.
+    #[error("cannot listen on {}", path.display())]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The process cannot be set up.
     #[error("{what}")]
     Setup {
@@ -71,24 +90,46 @@ pub enum AgentError {
 #[derive(Clone, Copy, Debug)]
 struct AwaitedRelief {
     relief: Relief,
+    source: Source,
     sent: Micros,
     deflated_at_sign: u64,
+}
+
+/// An order to drop cache that is being carried out.
+#[derive(Debug)]
+struct Job {
+    order: Reclaim,
+    stop: Stop,
+    done: JoinHandle<Result<Reclaimed, ReclaimError>>,
 }
 
 /// The state of the agent.
 #[derive(Debug)]
 struct Agent {
+    settings: Settings,
+    started: Micros,
     sensors: Sensors,
     total: Bytes,
     watermarks: Watermarks,
     watermarks_at: Micros,
     slack: SlackWatch,
     next_look: Micros,
+    committed: CommittedWatch,
+    next_committed: Micros,
+    /// Anonymous, shared and swapped-out memory at the last reading.
+    resident: Bytes,
+    edges: Edges,
     book: Book,
+    /// When the last demand of our own judging was raised.
+    raised_at: Option<Micros>,
     reliefs: Vec<AwaitedRelief>,
+    leases: Leases,
+    absorber: Option<Absorber>,
+    job: Option<Job>,
+    reclaimings: Reclaimings,
     /// balloon_inflate and balloon_deflate when last read.
     balloon: (u64, u64),
-    /// What free memory and the balloon were in the last telemetry.
+    /// What free memory and the balloon were in the last telemetry, and when that was.
     reported: (Bytes, (u64, u64)),
     reported_at: Micros,
     news_at: Micros,
@@ -100,77 +141,134 @@ struct Agent {
 /// # Errors
 /// Something that only an operator can mend.
 pub async fn run(settings: Settings) -> Result<(), AgentError> {
-    let mut agent = Agent::new(&settings)?;
+    let socket = settings.socket.clone();
+    let mut agent = Agent::new(settings)?;
     let setup = |what| move |source| AgentError::Setup { what, source };
     let mut terminate = signal(SignalKind::terminate()).map_err(setup("cannot catch SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(setup("cannot catch SIGINT"))?;
-    loop {
+    let (signs_in, mut signs) = mpsc::channel(SIGNS);
+    trigger::start(&agent.settings.root, agent.groups(), signs_in).map_err(setup("cannot start a thread"))?;
+    let listener = serve::bind(&socket).map_err(|source| AgentError::Socket { path: socket.clone(), source })?;
+    let (asks_in, mut asks) = mpsc::channel(ASKS);
+    tokio::spawn(serve::accept(listener, asks_in));
+    let result = loop {
         let wake = tokio::time::Instant::now() + (agent.next_wake() - clock::now()).duration();
-        tokio::select! {
+        let result = tokio::select! {
             biased;
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            event = agent.session.next() => agent.on_link(event)?,
-            () = tokio::time::sleep_until(wake) => agent.tick(clock::now())?,
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            event = agent.session.next() => agent.on_link(event),
+            Some(source) = signs.recv() => agent.on_sign(clock::now(), source),
+            done = finished(&mut agent.job) => { agent.on_reclaimed(done); Ok(()) }
+            Some(ask) = asks.recv() => agent.on_ask(clock::now(), ask),
+            () = tokio::time::sleep_until(wake) => agent.tick(clock::now()),
+        };
+        if result.is_err() {
+            break result;
         }
+    };
+    agent.stop(&socket).await;
+    result
+}
+
+/// What came of the running job; never resolves without one. Cancel-safe.
+async fn finished(job: &mut Option<Job>) -> Result<Reclaimed, String> {
+    let Some(job) = job else { return std::future::pending().await };
+    match (&mut job.done).await {
+        Ok(Ok(reclaimed)) => Ok(reclaimed),
+        Ok(Err(e)) => Err(Chain(&e).to_string()),
+        Err(e) => Err(e.to_string()),
     }
-    log!(Info, "stopping");
-    agent.session.say_last(&GuestMessage::Goodbye(Farewell::AgentStopped)).await;
-    Ok(())
 }
 
 impl Agent {
-    fn new(settings: &Settings) -> Result<Self, AgentError> {
+    fn new(settings: Settings) -> Result<Self, AgentError> {
         let mut sensors = Sensors::open(&settings.root)?;
         let total = sensors.meminfo()?.total;
         let watermarks = sensors.watermarks()?;
         let now = clock::now();
-        let session = Session::new(Dialer::new(settings.peer.clone()), sensors.capabilities(false), &settings.root);
-        Ok(Self {
+        let capabilities = sensors.capabilities(settings.absorber);
+        match capabilities.balloon {
+            None => log!(Warn, "this guest has no balloon: the host cannot give or take memory"),
+            Some(b) if !b.deflate_on_oom => log!(
+                Warn,
+                "the balloon does not deflate on OOM: large allocations will fail while it is inflated; set \
+                 autodeflate='on' (libvirt) or deflate-on-oom=on (QEMU)"
+            ),
+            Some(_) => {}
+        }
+        let session = Session::new(Dialer::new(settings.peer.clone()), capabilities, &settings.root);
+        let mut agent = Self {
+            started: now,
             sensors,
             total,
             watermarks,
             watermarks_at: now,
             slack: SlackWatch::new(watermarks.low, total),
             next_look: now,
+            committed: CommittedWatch::default(),
+            next_committed: now,
+            resident: Bytes::ZERO,
+            edges: Edges::default(),
             book: Book::default(),
-            reliefs: Vec::with_capacity(RELIEFS),
+            raised_at: None,
+            reliefs: Vec::with_capacity(watch::RELIEFS),
+            leases: Leases::default(),
+            absorber: None,
+            job: None,
+            reclaimings: Reclaimings::default(),
             balloon: (0, 0),
             reported: (Bytes::ZERO, (0, 0)),
             reported_at: Micros::ZERO,
             news_at: now,
             session,
-        })
+            settings,
+        };
+        let note = note(&agent.settings.socket);
+        absorber::lift_leftovers(&note);
+        if agent.settings.absorber {
+            agent.absorber = Some(Absorber::new(&agent.groups(), &note));
+        }
+        Ok(agent)
+    }
+
+    /// The workload cgroups' directories, there or not.
+    fn groups(&self) -> Vec<PathBuf> {
+        let Some(cgroups) = &self.sensors.cgroups else { return Vec::new() };
+        self.settings.workloads.iter().map(|name| cgroups.dir().join(name)).collect()
     }
 
     fn next_wake(&self) -> Micros {
         let telemetry = self.session.telemetry_due(self.is_busy(clock::now()), self.reported_at);
-        self.next_look.min(self.session.deadline()).min(telemetry)
+        let absorber = self.absorber.as_ref().map_or(Micros::MAX, Absorber::deadline);
+        self.next_look.min(self.session.deadline()).min(telemetry).min(self.next_committed).min(absorber)
     }
 
-    fn is_busy(&self, now: Micros) -> bool {
-        now - self.news_at < NEWS_LASTS || !self.book.entries().is_empty() || !self.reliefs.is_empty()
-    }
-
-    fn on_link(&mut self, event: session::Event) -> Result<(), AgentError> {
+    fn on_link(&mut self, event: Event) -> Result<(), AgentError> {
         let now = clock::now();
         match event {
-            session::Event::Message(HostMessage::Answer(answer)) => self.on_answer(now, answer),
-            session::Event::Message(_) | session::Event::Dialled | session::Event::Handled => {}
-            session::Event::Up => {
+            Event::Message(HostMessage::Answer(answer)) => self.on_answer(now, answer),
+            Event::Message(HostMessage::Reclaim(order)) => self.on_reclaim(order),
+            Event::Message(_) | Event::Dialled | Event::Handled => {}
+            Event::Up => {
                 self.slack.forget_host();
+                self.leases.forget_host();
                 self.next_look = now;
                 for entry in self.book.entries_mut() {
                     entry.demand.sent = now;
                     self.session.say(&GuestMessage::Demand(entry.demand));
                 }
             }
-            session::Event::Down => {
+            Event::Down => {
                 self.slack.forget_host();
+                self.committed.forget_host();
                 self.book.end_session();
                 self.reliefs.clear();
+                if let Some(job) = &self.job {
+                    job.stop.now();
+                }
             }
-            session::Event::Hopeless(e) => return Err(e.into()),
+            Event::Hopeless(e) => return Err(e.into()),
         }
         Ok(())
     }
@@ -178,125 +276,132 @@ impl Agent {
     fn on_answer(&mut self, now: Micros, answer: Answer) {
         let Some(entry) = self.book.answer(now, answer) else { return };
         let demand = entry.demand;
-        if demand.source != Source::Reserve {
+        log!(Debug, "demand {} {:?}: {:?} after {}", demand.id, demand.source, answer.verdict, now - demand.sent);
+        if demand.source == Source::Reserve {
+            if let Verdict::Partly { why, .. } | Verdict::Refused(why) = answer.verdict {
+                self.leases.refused(now, demand.id, why);
+            }
+        } else {
             self.slack.answered(now, answer.verdict);
         }
-        log!(Debug, "demand {} {:?}: {:?} after {}", demand.id, demand.source, answer.verdict, now - demand.sent);
-        if !matches!(answer.verdict, Verdict::Refused(_)) && self.sensors.balloon.is_some() {
-            for awaited in &mut self.reliefs {
-                if awaited.relief.id == demand.id {
-                    awaited.relief.answered = now;
-                }
+        if let Some(absorber) = &mut self.absorber {
+            absorber.answered();
+        }
+        if matches!(entry.state, State::Granted { .. }) && self.sensors.balloon.is_some() {
+            for awaited in self.reliefs.iter_mut().filter(|r| r.relief.id == demand.id) {
+                awaited.relief.answered = now;
             }
-            self.next_look = now;
         } else {
             self.reliefs.retain(|r| r.relief.id != demand.id);
+            if !matches!(demand.source, Source::Reserve | Source::Committed) {
+                self.book.close(demand.id);
+            }
         }
+        self.next_look = now;
     }
 
-    fn tick(&mut self, now: Micros) -> Result<(), AgentError> {
-        if let Some(event) = self.session.check(now) {
-            self.on_link(event)?;
-        }
-        if now >= self.next_look {
-            self.look(now)?;
-        }
-        if self.session.is_up() && now >= self.session.telemetry_due(self.is_busy(now), self.reported_at) {
-            self.report(now)?;
-        }
-        Ok(())
-    }
-
-    /// The hot path: free memory, and what explains it when it falls.
-    fn look(&mut self, now: Micros) -> Result<(), AgentError> {
-        let free = self.sensors.free()?;
-        let wants = self.slack.wants_detail(free) || !self.reliefs.is_empty();
-        let detail = if wants { Some(self.detail()?) } else { None };
-        if free.0.abs_diff(self.reported.0.0) > NEWS.0 || self.balloon != self.reported.1 {
-            self.news_at = now;
-        }
-        if let Some(need) = self.slack.look(Look { at: now, free, detail }) {
-            self.raise(now, Source::Slack, need, free);
-        }
-        self.check_reliefs(now);
-        self.book.expire(now);
-        self.next_look = now + self.slack.period(now);
-        if !self.reliefs.is_empty() {
-            self.next_look = self.next_look.min(now + RELIEF_PERIOD);
-        }
-        Ok(())
-    }
-
-    fn detail(&mut self) -> Result<Detail, AgentError> {
-        let v = self.sensors.vmstat()?;
-        self.balloon = (v.counters.balloon_inflate.unwrap_or(0), v.counters.balloon_deflate.unwrap_or(0));
-        Ok(Detail { file: v.file, droppable: v.droppable, ballooned: v.ballooned().unwrap_or(Bytes::ZERO) })
-    }
-
-    fn raise(&mut self, now: Micros, source: Source, need: Need, free: Bytes) {
-        if !self.session.is_up() {
+    fn on_reclaim(&mut self, order: Reclaim) {
+        let cgroups = self.sensors.cgroups.as_ref().filter(|c| c.can_reclaim());
+        let (Some(cgroups), None) = (cgroups, &self.job) else {
+            // No way to carry it out, or one is being carried out: the host asks again if it still wants it.
+            let reclaimed = Reclaimed { id: order.id, size: Bytes::ZERO, exhausted: cgroups.is_none() };
+            self.session.say(&GuestMessage::Reclaimed(reclaimed));
             return;
-        }
-        let ballooned = self.sensors.balloon.map(|_| self.ballooned());
-        let Need { size, sign, within } = need;
-        let demand = Demand { id: 0, source, size, sign, sent: now, within, free, ballooned };
-        let Some(demand) = self.book.raise(demand) else { return };
-        self.session.say(&GuestMessage::Demand(demand));
-        log!(Debug, "demand {} {source:?}: {size}, {free} free, rate {}/s", demand.id, self.slack.rate());
-        if ballooned.is_some() && self.reliefs.len() < RELIEFS {
-            let relief = Relief { id: demand.id, sign, answered: Micros::ZERO, first_mib: None };
-            self.reliefs.push(AwaitedRelief { relief, sent: now, deflated_at_sign: self.balloon.1 });
-        }
+        };
+        let (root, cgroups, stop) = (self.settings.root.clone(), cgroups.dir().to_owned(), Stop::default());
+        let theirs = stop.clone();
+        let done = tokio::task::spawn_blocking(move || carry_out(&root, &cgroups, order, &theirs));
+        self.job = Some(Job { order, stop, done });
     }
 
-    fn ballooned(&self) -> Bytes {
-        ballast_protocol::Pages(self.balloon.0.saturating_sub(self.balloon.1)).into()
-    }
-
-    fn check_reliefs(&mut self, now: Micros) {
-        let deflated = self.balloon.1;
-        let (slack, session) = (&mut self.slack, &mut self.session);
-        self.reliefs.retain_mut(|awaited| {
-            let came = deflated >= awaited.deflated_at_sign + FIRST_MIB;
-            if came && awaited.relief.first_mib.is_none() {
-                awaited.relief.first_mib = Some(now);
-                slack.learn_loop(now - awaited.sent);
-            }
-            let answered = awaited.relief.answered > Micros::ZERO;
-            let over = now - awaited.sent >= RELIEF_GIVEN_UP;
-            if answered && (came || over) {
-                session.say(&GuestMessage::Relief(awaited.relief));
-            }
-            !(over || answered && came)
+    fn on_reclaimed(&mut self, result: Result<Reclaimed, String>) {
+        let Some(job) = self.job.take() else { return };
+        self.reclaimings.orders += 1;
+        let reclaimed = result.unwrap_or_else(|problem| {
+            log!(Error, "cannot drop page cache: {problem}");
+            Reclaimed { id: job.order.id, size: Bytes::ZERO, exhausted: true }
         });
+        self.reclaimings.dropped += reclaimed.size;
+        log!(Debug, "dropped {} of {} page cache", reclaimed.size, job.order.size);
+        if self.session.is_up() {
+            self.session.say(&GuestMessage::Reclaimed(reclaimed));
+            self.session.report_at_once();
+        }
     }
 
-    fn report(&mut self, now: Micros) -> Result<(), AgentError> {
-        if now - self.watermarks_at >= WATERMARKS_KEPT {
-            self.read_limits(now)?;
+    fn on_ask(&mut self, now: Micros, ask: Ask) -> Result<(), AgentError> {
+        match ask {
+            Ask::Need { client, size, reply } => {
+                if self.leases.open(now, client, size, self.total, reply) {
+                    self.resident = self.sensors.meminfo()?.resident();
+                    self.look(now)?;
+                }
+            }
+            Ask::Gone { client } => {
+                if let Some(id) = self.leases.close(client) {
+                    self.withdraw(id);
+                }
+            }
+            Ask::Status { reply } => {
+                let text = serde_json::to_string(&self.status(now)).unwrap_or_else(|e| format!("error {e}"));
+                // A client that is gone is told nothing.
+                let _ = reply.send(text);
+            }
         }
-        let mut telemetry: Telemetry = self.sensors.telemetry(now, self.watermarks)?;
-        if telemetry.total != self.total {
-            self.read_limits(now)?;
-            telemetry.watermarks = self.watermarks;
-        }
-        telemetry.pending = self.book.pending();
-        let c = telemetry.counters;
-        self.balloon = (c.balloon_inflate.unwrap_or(0), c.balloon_deflate.unwrap_or(0));
-        if self.balloon != self.reported.1 {
-            self.news_at = now;
-        }
-        self.reported = (telemetry.free, self.balloon);
-        self.reported_at = now;
-        self.session.report(now, telemetry);
         Ok(())
     }
 
-    fn read_limits(&mut self, now: Micros) -> Result<(), AgentError> {
-        self.watermarks = self.sensors.watermarks()?;
-        self.total = self.sensors.meminfo()?.total;
-        self.watermarks_at = now;
-        self.slack.set_limits(self.watermarks.low, self.total);
-        Ok(())
+    fn withdraw(&mut self, id: u64) {
+        if self.book.withdraw(id) {
+            self.session.say(&GuestMessage::Withdraw { id });
+        }
     }
+
+    fn status(&self, now: Micros) -> Status {
+        let (sessions, since) = self.session.standing();
+        let (spoke, (sent, received)) = self.session.traffic();
+        let (leases, leased) = self.leases.tally();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            peer: self.settings.peer.to_string(),
+            connected: since.is_some(),
+            session_us: since.map(|t| (now - t).0),
+            sessions,
+            sent_bytes: sent,
+            received_bytes: received,
+            last_word_us: (now - spoke).0,
+            last_telemetry_us: (self.reported_at > Micros::ZERO).then(|| (now - self.reported_at).0),
+            uptime_us: (now - self.started).0,
+            slack: self.slack.slack(),
+            trip: self.slack.trip(self.slack.rate()),
+            rate_per_s: self.slack.rate(),
+            highest_rate_per_s: self.slack.highest_rate(),
+            loop_us: self.slack.loop_time().0,
+            ballooned: self.ballooned(),
+            leases,
+            leased,
+            asked: self.book.tallies().map(|(source, tally)| Asked { source: source.to_owned(), tally }).to_vec(),
+            absorber: self.absorber.as_ref().map(Absorber::tally).map(|(holds, let_go)| Absorbed { holds, let_go }),
+            reclaim: self.reclaimings,
+            cpu_us: clock::cpu().0,
+            rss: crate::process::resident(&self.settings.root),
+        }
+    }
+
+    async fn stop(&mut self, socket: &Path) {
+        log!(Info, "stopping");
+        self.absorber = None;
+        if let Some(job) = &self.job {
+            job.stop.now();
+        }
+        self.session.say_last(&GuestMessage::Goodbye(Farewell::AgentStopped)).await;
+        if let Err(e) = std::fs::remove_file(socket) {
+            log!(Warn, "cannot remove {}: {}", socket.display(), Chain(&e));
+        }
+    }
+}
+
+/// Beside the socket: gone with the next boot, as the limits are.
+fn note(socket: &Path) -> PathBuf {
+    socket.with_extension("absorber")
 }

@@ -9,9 +9,17 @@
 //! The binary must report while the guest is dying: its memory is locked, the OOM killer passes it by, and the hot
 //! path (a look at free memory every few milliseconds, a demand, an answer) allocates nothing.
 
+pub mod absorber;
 pub mod agent;
 pub mod clock;
+pub mod config;
 pub mod demand;
 pub mod link;
 pub mod log;
+pub mod need;
+pub mod process;
+pub mod reclaim;
 pub mod sensors;
+pub mod serve;
+pub mod status;
+pub mod trigger;

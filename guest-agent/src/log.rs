@@ -46,11 +46,8 @@ pub fn enabled(level: Level) -> bool {
 pub fn line(level: Level, text: std::fmt::Arguments<'_>) {
     use std::io::Write;
     let mut out = std::io::stderr().lock();
-    let result = if sink().journal {
-        writeln!(out, "<{}>{text}", level as u8)
-    } else {
-        writeln!(out, "ballast-guest: {text}")
-    };
+    let result =
+        if sink().journal { writeln!(out, "<{}>{text}", level as u8) } else { writeln!(out, "ballast-guest: {text}") };
     drop(result);
 }
 

@@ -184,6 +184,11 @@ impl Session {
         (last + interval.clamp(INTERVALS.0, INTERVALS.1)).min(self.spoke + keep_alive(&w))
     }
 
+    /// The next telemetry is due now.
+    pub fn report_at_once(&mut self) {
+        self.report_at_once = true;
+    }
+
     /// Queues a report; a newer one replaces it while the host does not read.
     pub fn report(&mut self, now: Micros, mut telemetry: Telemetry) {
         let Some(link) = self.link.as_mut().filter(|_| self.welcome.is_some()) else { return };

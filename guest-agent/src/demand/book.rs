@@ -1,7 +1,7 @@
 //! What was asked of the host, and what became of it.
 //!
 //! ```text
-//!   raise --> Asked --Answer--> Granted{until} --hold over | relief measured--> gone
+//!   raise --> Asked --Answer--> Granted{until} --relief measured | hold over--> gone
 //!                \------------> Refused ------------------------------------> gone (a lease stays until it ends)
 //! ```
 //!
@@ -9,7 +9,7 @@
 
 use ballast_protocol::{Answer, Bytes, Demand, Micros, Shortfall, Source, Verdict};
 
-/// Demands that can stand at once: every lease ([`crate::need::MAX_LEASES`]) and as many of our own.
+/// Demands that can stand at once: every lease ([`crate::serve::MAX_LEASES`]) and as many of our own.
 const ROOM: usize = 128;
 /// Without an answer a demand of our own is forgotten after this long; the host promises an answer within `within`,
 /// and what it would grant now was asked for a situation long gone.
@@ -43,7 +43,7 @@ pub struct Entry {
 }
 
 /// Demands raised and verdicts received since the agent started, per source.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Tally {
     /// Raised.
     pub raised: u64,
@@ -145,6 +145,12 @@ impl Book {
         }
     }
 
+    /// The demand of `source` that stands, if one does.
+    #[must_use]
+    pub fn standing(&self, source: Source) -> Option<u64> {
+        self.entries.iter().find(|e| e.demand.source == source).map(|e| e.demand.id)
+    }
+
     /// All that stand.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
@@ -156,10 +162,16 @@ impl Book {
         self.entries.iter_mut()
     }
 
-    /// Their sum: what has not come yet is pending, and a lease is until it ends.
+    /// The sum of what was asked and not answered.
     #[must_use]
     pub fn pending(&self) -> Bytes {
-        self.entries.iter().filter(|e| !matches!(e.state, State::Refused(_))).map(|e| e.demand.size).sum()
+        self.entries.iter().filter(|e| e.state == State::Asked).map(|e| e.demand.size).sum()
+    }
+
+    /// Whether a demand of our own judging (no lease) waits for its answer.
+    #[must_use]
+    pub fn is_asking(&self) -> bool {
+        self.entries.iter().any(|e| e.state == State::Asked && e.demand.source != Source::Reserve)
     }
 
     /// What was raised since the start, per source.
@@ -196,15 +208,16 @@ mod tests {
     }
 
     #[test]
-    fn ids_grow_and_pending_is_what_is_not_over() {
+    fn ids_grow_and_pending_is_what_is_not_answered() {
         let mut book = Book::default();
         let a = book.raise(demand(Source::Slack)).unwrap().id;
         let b = book.raise(demand(Source::Reserve)).unwrap().id;
         assert!(b > a);
         assert_eq!(book.pending(), Bytes::mib(128));
         book.answer(Micros(10), granted(a)).unwrap();
+        assert_eq!(book.pending(), Bytes::mib(64), "the lease waits");
         book.expire(Micros(10) + Micros::secs(5));
-        assert_eq!(book.pending(), Bytes::mib(64), "the lease stays");
+        assert_eq!(book.entries().len(), 1, "the hold is over, the lease stays");
         assert!(book.withdraw(b) && !book.withdraw(b));
         assert_eq!(book.pending(), Bytes::ZERO);
         assert_eq!(book.tallies()[0].1.granted, 1);

@@ -3,6 +3,8 @@
 //! Each source is a pure judge of samples; [`Book`] holds what was asked of the host and what became of it.
 
 mod book;
+pub mod committed;
+pub mod edges;
 pub mod slack;
 
-pub use book::{Book, Entry, State};
+pub use book::{Book, Entry, State, Tally};

@@ -234,6 +234,22 @@ impl SlackWatch {
         }
     }
 
+    /// Another source's demand was raised: what it brings is on its way for this judge too.
+    pub fn on_its_way(&mut self, at: Micros) {
+        self.outstanding.get_or_insert(Outstanding {
+            raised: at,
+            slack: self.slack,
+            ballooned: self.detail.ballooned,
+            granted: None,
+        });
+    }
+
+    /// The highest rate seen or plausible, per second.
+    #[must_use]
+    pub fn highest_rate(&self) -> Bytes {
+        self.highest_rate
+    }
+
     /// The host has gone, or is new: nothing is on its way, and nothing was refused.
     pub fn forget_host(&mut self) {
         self.outstanding = None;
@@ -242,11 +258,7 @@ impl SlackWatch {
 
     /// It took `took` from a demand to the first MiB: rises at once, falls slowly.
     pub fn learn_loop(&mut self, took: Micros) {
-        let next = if took > self.loop_time {
-            took
-        } else {
-            self.loop_time - Micros((self.loop_time - took).0 / 8)
-        };
+        let next = if took > self.loop_time { took } else { self.loop_time - Micros((self.loop_time - took).0 / 8) };
         self.loop_time = next.clamp(LOOP_BOUNDS.0, LOOP_BOUNDS.1);
     }
 
@@ -382,12 +394,8 @@ impl SlackWatch {
         self.last_raised = Some(at);
         let ahead = self.rate.share(HORIZON.0, 1_000_000) + (trip - self.slack);
         let size = ahead.max(SMALLEST).share(1 << self.streak, 1).min(self.total.max(SMALLEST));
-        self.outstanding = Some(Outstanding {
-            raised: at,
-            slack: self.slack,
-            ballooned: self.detail.ballooned,
-            granted: None,
-        });
+        self.outstanding =
+            Some(Outstanding { raised: at, slack: self.slack, ballooned: self.detail.ballooned, granted: None });
         Need { size, sign, within: span(self.slack, self.rate.max(Bytes::mib(1))) }
     }
 }

@@ -71,6 +71,12 @@ impl ProcFile {
         &self.path
     }
 
+    /// The open file, to be polled.
+    #[must_use]
+    pub fn handle(&self) -> &File {
+        &self.file
+    }
+
     /// The whole file as it is now.
     ///
     /// # Errors

@@ -88,10 +88,10 @@ impl Meminfo {
         self.available.unwrap_or(Bytes::ZERO) - self.unwritten()
     }
 
-    /// Committed_AS beyond what is resident (or swapped out): promised to programs and not touched yet.
+    /// What programs have touched: anonymous and shared memory, here or in swap.
     #[must_use]
-    pub fn promised(&self) -> Bytes {
-        self.committed - (self.anon + self.shmem) - (self.swap_total - self.swap_free)
+    pub fn resident(&self) -> Bytes {
+        self.anon + self.shmem + (self.swap_total - self.swap_free)
     }
 }
 
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(m.total, Bytes(512_000 << 10));
         assert_eq!(m.file(), Bytes(181_000 << 10));
         assert_eq!(m.giveable(), Bytes(294_000 << 10));
-        assert_eq!(m.promised(), Bytes(250_000 << 10));
+        assert_eq!(m.resident(), Bytes(150_000 << 10));
     }
 
     #[test]

@@ -50,7 +50,8 @@ mod tests {
 
     #[test]
     fn totals_are_read_and_averages_are_not() {
-        let text = b"some avg10=1.53 avg60=0.87 avg300=0.32 total=1234567\nfull avg10=0.10 avg60=0.02 avg300=0.00 total=89\n";
+        let text =
+            b"some avg10=1.53 avg60=0.87 avg300=0.32 total=1234567\nfull avg10=0.10 avg60=0.02 avg300=0.00 total=89\n";
         assert_eq!(parse(text), Some(Pressure { some: Micros(1_234_567), full: Micros(89) }));
         assert_eq!(parse(b"some avg10=0.00 avg60=0.00 avg300=0.00 total=7\n").unwrap().full, Micros::ZERO);
         assert_eq!(parse(b""), None);
