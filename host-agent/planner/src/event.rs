@@ -126,6 +126,11 @@ pub enum Input {
         /// Which.
         vm: VmName,
     },
+    /// All of a VM's memory goes back to it: the daemon stops for good.
+    Release {
+        /// Which.
+        vm: VmName,
+    },
     /// [`crate::Planner::deadline`] has come.
     Wake,
 }
@@ -210,6 +215,8 @@ pub enum Reason {
     Killed,
     /// The settings say so.
     Settings,
+    /// The daemon stops for good.
+    Release,
 }
 
 /// What hurts a guest, in the order of how bad it is.
@@ -314,6 +321,7 @@ impl fmt::Display for Reason {
             Self::Exempt => f.write_str("must not be taken from"),
             Self::Killed => f.write_str("the OOM killer struck"),
             Self::Settings => f.write_str("the settings changed"),
+            Self::Release => f.write_str("the daemon stops"),
         }
     }
 }

@@ -152,6 +152,10 @@ impl Planner {
                 self.ordered(at, &vm, order, error);
                 vm
             }
+            Input::Release { vm } => {
+                self.give(at, &vm, Bytes::MAX, Reason::Release);
+                return;
+            }
             Input::HypervisorLost { vm } => {
                 self.with(&vm, |v| {
                     v.actual = None;

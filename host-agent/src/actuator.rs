@@ -1,0 +1,170 @@
+//! One task per VM between the planner and the hypervisor: one call in flight, the newest target wins (promise P4).
+//!
+//! Hypervisor calls block, so each runs on a blocking thread with the hypervisor's own deadline; a VM whose
+//! hypervisor hangs holds up nobody else (promise P6).
+
+use crate::clock::Clock;
+use crate::daemon::Event;
+use crate::hypervisor::{self, Hypervisor};
+use ballast_planner::{BalloonTarget, Input, Statistics, VmName};
+use ballast_protocol::{Bytes, Micros};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::time::{Duration, Instant, sleep_until};
+
+/// Balloon statistics of a VM without an agent. QEMU's guests answer in a second; every five is what the law needs.
+const STATISTICS: Duration = Duration::from_secs(5);
+
+/// What an actuator is told.
+#[derive(Debug)]
+pub enum Command {
+    /// Set the balloon.
+    Order {
+        /// The planner's number.
+        order: u64,
+        /// What the guest keeps.
+        target: BalloonTarget,
+    },
+    /// Read the balloon's size this often.
+    Watch(Micros),
+    /// Whether an agent reports; without one the balloon's statistics are read.
+    Agent(bool),
+    /// Carry out what is left, then end.
+    Finish,
+}
+
+/// Runs until told to finish or nobody is left to tell it anything.
+pub async fn run(
+    vm: VmName,
+    hypervisor: Arc<dyn Hypervisor>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    events: mpsc::Sender<Event>,
+    clock: Clock,
+) {
+    let mut state = Actuator { vm, hypervisor, events, clock, told: None, reachable: true };
+    let mut every = Duration::from_secs(1);
+    let mut next_look = Instant::now() + every;
+    let mut next_statistics = Some(Instant::now());
+    loop {
+        let statistics_at = next_statistics.unwrap_or_else(|| Instant::now() + STATISTICS);
+        tokio::select! {
+            biased;
+            command = commands.recv() => {
+                let mut newest = None;
+                let mut finish = false;
+                let mut next = command;
+                loop {
+                    match next {
+                        None | Some(Command::Finish) => finish = true,
+                        Some(Command::Order { order, target }) => newest = Some((order, target)),
+                        Some(Command::Watch(interval)) => {
+                            every = interval.duration();
+                            next_look = next_look.min(Instant::now() + every);
+                        }
+                        Some(Command::Agent(alive)) => next_statistics = (!alive).then(Instant::now),
+                    }
+                    match commands.try_recv() {
+                        Ok(more) => next = Some(more),
+                        Err(_) => break,
+                    }
+                }
+                if let Some((order, target)) = newest {
+                    state.order(order, target).await;
+                    next_look = Instant::now() + every;
+                }
+                if finish {
+                    return;
+                }
+            }
+            () = sleep_until(next_look) => {
+                state.look().await;
+                // While the hypervisor is away, asking often helps nobody.
+                next_look = Instant::now() + if state.reachable { every } else { Duration::from_secs(1) };
+            }
+            () = sleep_until(statistics_at), if next_statistics.is_some() => {
+                state.statistics().await;
+                next_statistics = Some(Instant::now() + STATISTICS);
+            }
+        }
+    }
+}
+
+struct Actuator {
+    vm: VmName,
+    hypervisor: Arc<dyn Hypervisor>,
+    events: mpsc::Sender<Event>,
+    clock: Clock,
+    /// The size last told to the planner; `None`: tell it again even if it is the same.
+    told: Option<Bytes>,
+    reachable: bool,
+}
+
+impl Actuator {
+    async fn call<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&dyn Hypervisor, &VmName) -> Result<T, hypervisor::Error> + Send + 'static,
+    ) -> Result<T, String> {
+        let (hypervisor, name) = (Arc::clone(&self.hypervisor), self.vm.clone());
+        match tokio::task::spawn_blocking(move || call(&*hypervisor, &name)).await {
+            Ok(result) => result.map_err(|e| crate::chain(&e)),
+            Err(panic) => Err(format!("the hypervisor's client panicked: {panic}")),
+        }
+    }
+
+    async fn tell(&self, input: Input) {
+        // The daemon closes this channel only when it has stopped listening for good.
+        let _ = self.events.send(Event::Input(input)).await;
+    }
+
+    async fn order(&mut self, order: u64, target: BalloonTarget) {
+        let begun = self.clock.now();
+        let result = self.call(move |h, vm| h.order(vm, target.bytes())).await;
+        let took = self.clock.now() - begun;
+        let _ = self.events.send(Event::Issued { vm: self.vm.clone(), order, at: begun, took }).await;
+        self.told = None;
+        self.tell(Input::Ordered { vm: self.vm.clone(), order, error: result.err() }).await;
+    }
+
+    async fn look(&mut self) {
+        match self.call(|h, vm| h.balloon(vm)).await {
+            Ok(actual) => {
+                if !self.reachable {
+                    self.reachable = true;
+                    let _ = self.events.send(Event::Rediscover).await;
+                }
+                if self.told != Some(actual) {
+                    self.told = Some(actual);
+                    self.tell(Input::Balloon { vm: self.vm.clone(), actual }).await;
+                }
+            }
+            Err(error) if self.reachable => {
+                tracing::warn!(vm = %self.vm, %error, "the hypervisor does not answer");
+                self.reachable = false;
+                self.told = None;
+                self.tell(Input::HypervisorLost { vm: self.vm.clone() }).await;
+                let _ = self.events.send(Event::Rediscover).await;
+            }
+            Err(_) => {}
+        }
+    }
+
+    async fn statistics(&mut self) {
+        if !self.reachable {
+            return;
+        }
+        match self.call(|h, vm| h.statistics(vm)).await {
+            Ok(s) => {
+                let statistics = Statistics {
+                    free: s.free,
+                    available: s.available,
+                    total: s.total,
+                    swap_in: s.swap_in,
+                    age: s.age.unwrap_or(Micros::MAX),
+                };
+                self.tell(Input::Statistics { vm: self.vm.clone(), statistics }).await;
+            }
+            // A VM without statistics is an ordinary thing, and `look` reports a hypervisor that is gone.
+            Err(error) => tracing::debug!(vm = %self.vm, %error, "no balloon statistics"),
+        }
+    }
+}

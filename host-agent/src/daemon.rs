@@ -1,0 +1,392 @@
+//! The daemon: one task that owns the planner and the journal. All others send it events and are sent commands.
+//!
+//! ```text
+//!   sessions, actuators, hypervisor events, control API
+//!        | Event (one bounded channel)
+//!        v
+//!   journal <- Input -> Planner -> Action -> journal
+//!                                    |-> Order, Watch   -> actuator of the VM
+//!                                    |-> Answer, Reclaim -> session of the VM
+//!                                    '-> Notice          -> log
+//! ```
+
+mod dispatch;
+mod discover;
+
+use crate::actuator::{self, Command};
+use crate::clock::Clock;
+use crate::config::{Config, OnExit};
+use crate::control;
+use crate::hypervisor;
+use crate::journal::{Journal, JournalError, Record};
+use crate::session::{self, Opening};
+use crate::transport::{Listener, Peer, Stream};
+use ballast_planner::{Input, Planner, VmName, VmStatus};
+use ballast_protocol::{Answer, GuestMessage, Hello, HostMessage, Micros, Refusal, Shortfall, Verdict};
+pub use discover::{Backend, backends};
+use std::collections::{BTreeMap, VecDeque};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Duration, sleep_until, timeout};
+
+/// Events that may wait. A thousand guests at their rate limits fill it in milliseconds only if the planner stood
+/// still, and then waiting is right.
+const EVENTS: usize = 4096;
+/// How long orders under way are waited for when the daemon stops.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Decisions remembered per VM for `explain`.
+const REMEMBERED: usize = 32;
+
+/// What reaches the daemon's task.
+#[derive(Debug)]
+pub enum Event {
+    /// Something for the planner, from an actuator.
+    Input(Input),
+    /// A guest said something; when its frame was read.
+    Guest {
+        /// Whose.
+        vm: VmName,
+        /// When.
+        received: Micros,
+        /// What.
+        message: GuestMessage,
+    },
+    /// A guest introduced itself.
+    SessionOpens(Opening),
+    /// A session ended.
+    SessionEnded {
+        /// Whose.
+        vm: VmName,
+        /// Which.
+        number: u64,
+        /// For people.
+        why: String,
+    },
+    /// A session measured its guest's clock.
+    Clock {
+        /// Whose.
+        vm: VmName,
+        /// Guest minus host, microseconds.
+        offset: i64,
+        /// Round trip of the measurement.
+        round_trip: Micros,
+    },
+    /// An order went to the hypervisor.
+    Issued {
+        /// Whose.
+        vm: VmName,
+        /// Which.
+        order: u64,
+        /// When the call began.
+        at: Micros,
+        /// How long it took.
+        took: Micros,
+    },
+    /// The hypervisors should be asked anew which VMs there are.
+    Rediscover,
+    /// A hypervisor answered which VMs there are.
+    Discovered {
+        /// Which hypervisor.
+        backend: usize,
+        /// Its VMs.
+        vms: Result<Vec<hypervisor::VmFacts>, String>,
+    },
+    /// A hypervisor says that something happened.
+    Hypervisor(hypervisor::Event),
+    /// Somebody asks.
+    Query(control::Query),
+}
+
+/// A daemon that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A listener for agents.
+    #[error("listening for guest agents")]
+    Transport(#[from] crate::transport::Error),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] control::ControlError),
+}
+
+struct Managed {
+    backend: usize,
+    facts: hypervisor::VmFacts,
+    commands: mpsc::UnboundedSender<Command>,
+    task: JoinHandle<()>,
+}
+
+struct Session {
+    number: u64,
+    hello: Hello,
+    outgoing: mpsc::Sender<HostMessage>,
+}
+
+/// Everything the daemon's task owns.
+pub struct Daemon {
+    config: Config,
+    clock: Clock,
+    planner: Planner,
+    journal: Option<Journal>,
+    backends: Vec<Backend>,
+    vms: BTreeMap<VmName, Managed>,
+    sessions: BTreeMap<VmName, Session>,
+    next_session: u64,
+    remembered: BTreeMap<VmName, VecDeque<control::Decision>>,
+    events: mpsc::Sender<Event>,
+    inbox: mpsc::Receiver<Event>,
+    listener: Listener,
+}
+
+impl std::fmt::Debug for Daemon {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Daemon").field("planner", &self.planner).finish_non_exhaustive()
+    }
+}
+
+impl Daemon {
+    /// Binds everything: what cannot be had is known before the first decision.
+    ///
+    /// # Errors
+    /// The journal, a listener or the control socket cannot be had, or another daemon has it.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let clock = Clock::start();
+        let (events, inbox) = mpsc::channel(EVENTS);
+        let planner = Planner::new();
+        // First the sockets: they tell whether another daemon is at work, whose journal must not be moved aside.
+        control::serve(&config.daemon.control_socket, events.clone()).await?;
+        let listener = Listener::bind(&config).await?;
+        let journal = if config.journal.enabled {
+            Some(Journal::begin(&config.journal.path, config.journal.max_size.0, &planner, clock.now())?)
+        } else {
+            None
+        };
+        let backends = backends(&config, &events);
+        Ok(Self {
+            config,
+            clock,
+            planner,
+            journal,
+            backends,
+            vms: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            next_session: 0,
+            remembered: BTreeMap::new(),
+            events,
+            inbox,
+            listener,
+        })
+    }
+
+    /// Runs until `stop` resolves, then drains: orders under way are finished, guests are told, sockets removed.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+        tracing::info!(
+            vms = self.config.vms.len(),
+            control = %self.config.daemon.control_socket.display(),
+            "ballast-host runs"
+        );
+        self.rediscover();
+        tokio::pin!(stop);
+        let mut next_discovery = tokio::time::Instant::now() + discover::EVERY;
+        loop {
+            if self.inbox.is_empty()
+                && let Some(journal) = &mut self.journal
+            {
+                journal.flush();
+            }
+            let deadline = self.planner.deadline();
+            let wake = self.clock.instant(deadline.unwrap_or(Micros::MAX));
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                event = self.inbox.recv() => match event {
+                    Some(event) => self.event(event),
+                    None => break,
+                },
+                (peer, stream) = self.listener.accept() => self.connected(peer, stream),
+                () = sleep_until(wake), if deadline.is_some() => self.input(Input::Wake),
+                () = sleep_until(next_discovery) => {
+                    next_discovery = tokio::time::Instant::now() + discover::EVERY;
+                    self.rediscover();
+                }
+            }
+        }
+        self.drain().await;
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Input(input) => self.input(input),
+            Event::Guest { vm, received, message } => self.guest(vm, received, message),
+            Event::SessionOpens(opening) => self.open_session(opening),
+            Event::SessionEnded { vm, number, why } => self.end_session(vm, number, why),
+            Event::Clock { vm, offset, round_trip } => {
+                let at = self.clock.now();
+                self.record(&Record::Clock { at, vm, offset, round_trip });
+            }
+            Event::Issued { vm, order, at, took } => self.record(&Record::Issued { at, vm, order, took }),
+            Event::Rediscover => self.rediscover(),
+            Event::Discovered { backend, vms } => self.discovered(backend, vms),
+            Event::Hypervisor(event) => self.hypervisor_event(event),
+            Event::Query(query) => self.query(query),
+        }
+    }
+
+    fn record(&mut self, record: &Record) {
+        if let Some(journal) = &mut self.journal {
+            journal.write(record);
+        }
+    }
+
+    /// The one way into the planner.
+    fn input(&mut self, input: Input) {
+        let at = self.clock.now();
+        if let Some(journal) = &mut self.journal {
+            journal.rotate(&self.planner, at);
+            journal.write(&Record::Input { at, input: input.clone() });
+        }
+        self.planner.handle(at, input);
+        while let Some(action) = self.planner.poll_action() {
+            self.dispatch(at, action);
+        }
+    }
+
+    fn guest(&mut self, vm: VmName, received: Micros, message: GuestMessage) {
+        if let GuestMessage::Demand(demand) = &message {
+            let id = demand.id;
+            if self.planner.vm(&vm).is_none() {
+                // The guest is faster than the hypervisor; its demand is answered all the same (promise P5).
+                let verdict = Verdict::Refused(Shortfall::NoBalloon);
+                return self.say(&vm, HostMessage::Answer(Answer { id, verdict }));
+            }
+            self.record(&Record::Received { at: received, vm: vm.clone(), demand: id });
+        }
+        self.input(Input::Guest { vm, message });
+    }
+
+    fn connected(&mut self, peer: Peer, stream: Stream) {
+        let vm = match peer {
+            Peer::Vm(vm) => vm,
+            Peer::Cid(cid) => match self.vm_of_cid(cid) {
+                Some(vm) => vm,
+                None => {
+                    tracing::warn!(cid, "no VM is known by this CID: connection refused; name it in [[vm]] cid = …");
+                    self.listener.refuser().refuse(stream, Refusal::UnknownVm);
+                    return;
+                }
+            },
+        };
+        tokio::spawn(session::serve(stream, vm, self.events.clone(), self.clock));
+    }
+
+    fn open_session(&mut self, opening: Opening) {
+        let Opening { vm, hello, outgoing, answer } = opening;
+        if self.sessions.contains_key(&vm) {
+            tracing::warn!(%vm, "a second agent is refused while the first lives");
+            let _ = answer.send(Err(Refusal::Occupied));
+            return;
+        }
+        self.next_session += 1;
+        let number = self.next_session;
+        if answer.send(Ok(number)).is_err() {
+            return;
+        }
+        tracing::info!(%vm, agent = hello.agent.as_str(), kernel = hello.kernel.as_str(), "agent connected");
+        self.sessions.insert(vm.clone(), Session { number, hello: hello.clone(), outgoing });
+        self.command(&vm, Command::Agent(true));
+        self.input(Input::Guest { vm, message: GuestMessage::Hello(hello) });
+    }
+
+    fn end_session(&mut self, vm: VmName, number: u64, why: String) {
+        if self.sessions.get(&vm).is_some_and(|s| s.number == number) {
+            self.sessions.remove(&vm);
+            self.command(&vm, Command::Agent(false));
+            self.input(Input::AgentLost { vm, why });
+        }
+    }
+
+    fn query(&mut self, query: control::Query) {
+        let now = self.clock.now();
+        match query {
+            control::Query::Status(reply) => {
+                let vms = self.planner.vms().map(|(name, vm)| VmStatus::of(name, vm, now)).collect();
+                let hypervisors = self.backends.iter().map(Backend::status).collect();
+                let waiting = self
+                    .config
+                    .vms
+                    .iter()
+                    .filter(|v| self.planner.vm(&v.name).is_none())
+                    .map(|v| control::Waiting { name: v.name.clone(), agent: self.sessions.contains_key(&v.name) })
+                    .collect();
+                let status = control::Status {
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    pid: std::process::id(),
+                    up: now,
+                    config: self.config.file.clone(),
+                    journal: self.config.journal.enabled.then(|| self.config.journal.path.clone()),
+                    hypervisors,
+                    vms,
+                    waiting,
+                };
+                let _ = reply.send(status);
+            }
+            control::Query::Explain(vm, reply) => {
+                let explained = self.planner.vm(&vm).map(|v| control::Explained {
+                    status: VmStatus::of(&vm, v, now),
+                    now,
+                    decisions: self.remembered.get(&vm).map(|d| d.iter().cloned().collect()).unwrap_or_default(),
+                });
+                let _ = reply.send(explained);
+            }
+        }
+    }
+
+    async fn drain(mut self) {
+        tracing::info!(vms = self.vms.len(), "stopping: finishing orders under way");
+        if self.config.daemon.on_exit == OnExit::Release {
+            for vm in self.vms.keys().cloned().collect::<Vec<_>>() {
+                self.input(Input::Release { vm });
+            }
+        }
+        // Dropping the senders ends the sessions, each with a goodbye.
+        self.sessions.clear();
+        for managed in self.vms.values() {
+            let _ = managed.commands.send(Command::Finish);
+        }
+        let (inbox, vms) = (&mut self.inbox, std::mem::take(&mut self.vms));
+        let finished = async {
+            let all = async {
+                for managed in vms.into_values() {
+                    // A task that panicked has nothing under way any more.
+                    let _ = managed.task.await;
+                }
+            };
+            // The actuators report into the inbox, which must not fill up while they finish.
+            tokio::select! {
+                () = all => {}
+                () = async { while inbox.recv().await.is_some() {} } => {}
+            }
+        };
+        if timeout(DRAIN, finished).await.is_err() {
+            tracing::warn!("a hypervisor did not finish an order in {DRAIN:?}; its VM stays as it is");
+        }
+        // Long enough for a goodbye on a local socket; nobody is harmed if it is not.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if let Some(journal) = &mut self.journal {
+            journal.flush();
+        }
+        control::remove(&self.config.daemon.control_socket);
+        tracing::info!("stopped");
+    }
+}
+
+/// Starts the actuator of a VM.
+fn manage(daemon: &Daemon, backend: usize, facts: hypervisor::VmFacts) -> Managed {
+    let (commands, queue) = mpsc::unbounded_channel();
+    let hypervisor = daemon.backends[backend].hypervisor();
+    let name = facts.name.clone();
+    let task = tokio::spawn(actuator::run(name, hypervisor, queue, daemon.events.clone(), daemon.clock));
+    Managed { backend, facts, commands, task }
+}

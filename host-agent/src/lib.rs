@@ -1,0 +1,35 @@
+//! Ballast's host agent as a library, so that tests, benchmarks and the lab use the parts the daemon uses.
+//!
+//! ```text
+//!   config -> daemon (planner, journal) -> session (one per guest)  <-vsock-> guest agent
+//!                    |                  -> actuator (one per VM)    -> hypervisor (QMP, libvirt)
+//!                    '-> control (status, explain)      replay, doctor: beside the daemon, not in it
+//! ```
+
+#![deny(unsafe_code)]
+
+pub mod actuator;
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod daemon;
+// pub mod doctor;
+pub mod hypervisor;
+pub mod journal;
+pub mod replay;
+pub mod session;
+pub mod show;
+pub mod transport;
+
+/// An error and all its causes in one line, for logs and journals.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

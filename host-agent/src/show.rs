@@ -1,0 +1,122 @@
+//! Tables for people. Whoever wants to compute uses `--json`.
+
+use crate::control::{Explained, Status};
+use crate::replay::Replayed;
+use ballast_protocol::{Bytes, Micros};
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use std::fmt::Write;
+
+fn table(head: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(head.iter().map(Cell::new));
+    table
+}
+
+fn right(text: impl std::fmt::Display) -> Cell {
+    Cell::new(text).set_alignment(CellAlignment::Right)
+}
+
+fn mib(size: Option<Bytes>) -> Cell {
+    right(size.map_or_else(|| "-".to_owned(), |s| s.as_mib().to_string()))
+}
+
+/// `ballast-host status`.
+#[must_use]
+pub fn status(status: &Status) -> String {
+    let mut out = format!("ballast-host {} up {} (pid {})\n", status.version, status.up, status.pid);
+    for hypervisor in &status.hypervisors {
+        let state = hypervisor.error.as_ref().map_or_else(|| "ok".to_owned(), |e| format!("NO ANSWER: {e}"));
+        let _ = writeln!(out, "  {}: {state}", hypervisor.name);
+    }
+    let mut vms = table(&["VM", "MiB: max", "target", "actual", "floor", "slack", "agent", "last move", "now"]);
+    for vm in &status.vms {
+        let last = vm.last.as_ref().map_or_else(String::new, |(ago, to, why)| format!("{ago} ago to {to}: {why}"));
+        vms.add_row(vec![
+            Cell::new(&vm.name.0),
+            mib(Some(vm.max)),
+            mib(Some(vm.target)),
+            mib(vm.actual),
+            mib(vm.floor),
+            mib(vm.slack),
+            Cell::new(&vm.agent),
+            Cell::new(last),
+            Cell::new(&vm.holding),
+        ]);
+    }
+    for waiting in &status.waiting {
+        let agent = if waiting.agent { "alive" } else { "-" };
+        let mut row = vec![Cell::new(&waiting.name.0)];
+        row.extend((0..5).map(|_| mib(None)));
+        row.extend([Cell::new(agent), Cell::new(""), Cell::new("waiting for its hypervisor")]);
+        vms.add_row(row);
+    }
+    if vms.row_count() == 0 {
+        out.push_str("no VM is known: name one in a [[vm]] table, or add [libvirt]\n");
+    } else {
+        let _ = writeln!(out, "{vms}");
+    }
+    out
+}
+
+/// `ballast-host explain VM`.
+#[must_use]
+pub fn explain(explained: &Explained) -> String {
+    let vm = &explained.status;
+    let mut out = format!("{}: told to keep {}, at most {}, at least {}\n", vm.name, vm.target, vm.max, vm.min);
+    let mut facts = table(&["", ""]);
+    let text = |size: Option<Bytes>| size.map_or_else(|| "not known".to_owned(), |s| s.to_string());
+    let yes = |b: bool| if b { "yes" } else { "NO" }.to_owned();
+    for (what, value) in [
+        ("keeps, by the hypervisor", text(vm.actual)),
+        ("available, by the guest", text(vm.available)),
+        ("slack: free above the low watermark", text(vm.slack)),
+        ("headroom it is left with when quiet", vm.headroom.to_string()),
+        ("floor, by the guest", text(vm.floor)),
+        ("pending demands, by the guest", text(vm.pending)),
+        ("agent", vm.guest.as_ref().map_or_else(|| vm.agent.clone(), |g| format!("{} ({g})", vm.agent))),
+        ("last report", vm.report_age.map_or_else(|| "none".to_owned(), |a: Micros| format!("{a} ago"))),
+        ("its reports are believed", yes(vm.trusted)),
+        ("balloon lets go when it runs out", yes(vm.deflate_on_oom)),
+        ("leases held", vm.leases.to_string()),
+        ("taken / given", format!("{} in {} orders / {} in {}", vm.counts.taken, vm.counts.takings, vm.counts.given, vm.counts.givings)),
+        ("takings undone / stalled", format!("{} / {}", vm.counts.undone, vm.counts.stalled)),
+        ("balloon let go by itself", vm.counts.self_deflated.to_string()),
+        ("OOM kills inside", vm.counts.oom_kills.to_string()),
+    ] {
+        facts.add_row(vec![format!("  {what}"), value]);
+    }
+    let body = facts.to_string();
+    out.push_str(body.split_once('\n').map_or("", |(_, rows)| rows));
+    let until = vm.holding_for.map_or_else(String::new, |t| format!(" (for {t} yet)"));
+    let _ = writeln!(out, "\nnow: {}{until}\n", vm.holding);
+    for decision in &explained.decisions {
+        let _ = writeln!(out, "{:>12} ago  {}", (explained.now - decision.at).to_string(), decision.text);
+    }
+    out
+}
+
+/// `ballast-host replay`.
+#[must_use]
+pub fn replayed(replayed: &Replayed) -> String {
+    let mut out = format!(
+        "{} inputs over {}, {} actions, {} orders\n",
+        replayed.inputs, replayed.span, replayed.actions, replayed.orders
+    );
+    for (reason, count) in &replayed.reasons {
+        let _ = writeln!(out, "{count:>8}  {reason}");
+    }
+    match &replayed.difference {
+        None => out.push_str("every decision is the same, byte for byte\n"),
+        Some(d) => {
+            let nothing = || "nothing".to_owned();
+            let _ = writeln!(
+                out,
+                "DIFFERENT at {}:\n  journal: {}\n  planner: {}",
+                d.at,
+                d.journal.clone().unwrap_or_else(nothing),
+                d.planner.clone().unwrap_or_else(nothing)
+            );
+        }
+    }
+    out
+}
