@@ -13,6 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::fs;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,9 @@ pub struct Spikes {
     /// Only this series, to repeat a failure.
     #[arg(long)]
     series: Option<u32>,
+    /// So many series at once, each on a machine of its own; more than one to two cores makes it harder.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    parallel: u32,
     /// The guest's CPUs.
     #[arg(long, default_value_t = 1)]
     vcpus: u32,
@@ -109,15 +113,25 @@ impl Spikes {
         let bar = ProgressBar::new(u64::from(if self.series.is_some() { self.per_series } else { self.count }));
         let style = "{bar:30} {pos}/{len} spikes, {elapsed} gone, {eta} left  {msg}";
         bar.set_style(ProgressStyle::with_template(style).context("the bar's template is wrong")?);
-        let mut all = Vec::new();
-        for number in series {
-            let wanted = (self.count - (number * self.per_series).min(self.count)).min(self.per_series);
-            let wanted = if self.series.is_some() { self.per_series } else { wanted };
-            self.series(number, wanted, &bar, &mut all)
-                .with_context(|| format!("seed {}, series {number}", self.seed))?;
-        }
+        let all = Mutex::new(Vec::new());
+        let left = Mutex::new(series.into_iter());
+        let worker = || -> Result<()> {
+            loop {
+                // A statement of its own, so that the others may go on while this series runs.
+                let next = left.lock().expect("no holder panics").next();
+                let Some(series) = next else { return Ok(()) };
+                let rest = self.count.saturating_sub(series * self.per_series).min(self.per_series);
+                let wanted = if self.series.is_some() { self.per_series } else { rest };
+                self.series(series, wanted, &bar, &all)
+                    .with_context(|| format!("seed {}, series {series}", self.seed))?;
+            }
+        };
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..self.parallel).map(|_| scope.spawn(worker)).collect();
+            workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|_| bail!("a series panicked")))
+        })?;
         bar.finish();
-        let summary = self.summary(all);
+        let summary = self.summary(all.into_inner().context("a series panicked")?);
         let path = folder.join("summary.json");
         fs::write(&path, serde_json::to_vec_pretty(&summary)?).with_context(|| path.display().to_string())?;
         println!(
@@ -141,7 +155,7 @@ impl Spikes {
     }
 
     /// One clone, one pair, some spikes.
-    fn series(&self, series: u32, spikes: u32, bar: &ProgressBar, all: &mut Vec<Spike>) -> Result<()> {
+    fn series(&self, series: u32, spikes: u32, bar: &ProgressBar, all: &Mutex<Vec<Spike>>) -> Result<()> {
         let mut random = Random::new(self.seed, series);
         let mut machine = Machine::builder("spikes").vcpus(self.vcpus).start()?;
         let host = HostAgent::start(HostAgent::config(&[&machine]))?;
@@ -185,8 +199,10 @@ impl Spikes {
                 bar.suspend(|| println!("{what}"));
             }
             bar.inc(1);
+            let mut all = all.lock().expect("no holder panics");
             all.push(spike);
             bar.set_message(format!("{} failed", all.iter().filter(|s| s.failed()).count()));
+            drop(all);
             if !machine.guest.agent()?.alive {
                 bail!("the guest agent is gone\n{}", machine.guest.log());
             }
