@@ -71,7 +71,7 @@ fn a_real_guest_from_start_to_end() {
     ];
     // The backend is there first, as after a host's boot.
     let (qmp, vm, mut events) = connect(directory.path());
-    assert_eq!(qmp.order(&vm, SIZE), Err(Error::Off(vm.clone())));
+    wait_for("a first attempt", || (qmp.order(&vm, SIZE) == Err(Error::Off(vm.clone()))).then_some(()));
     assert_eq!(qmp.vms(), Ok(vec![]));
     let mut machine = qemu(directory.path(), &boot);
     expect_event(&mut events, "guest", |w| *w == What::Started, "Started");
@@ -118,6 +118,7 @@ fn a_real_guest_from_start_to_end() {
     assert_eq!(qmp.balloon(&vm), Err(Error::Off(vm.clone())));
     assert_eq!(qmp.vms(), Ok(vec![]));
 
+    // A dead QEMU leaves its socket files behind, the next one replaces them.
     let _again = qemu(directory.path(), &["-S", "-device", "virtio-balloon-pci"]);
     expect_event(&mut events, "guest", |w| *w == What::Started, "Started again");
     let facts = qmp.facts(&vm).unwrap();

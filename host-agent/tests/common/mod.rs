@@ -6,6 +6,8 @@
 // Each test file is a crate of its own and uses its share.
 #![allow(dead_code)]
 
+pub mod libvirtd;
+
 use ballast_host::hypervisor::{Event, What};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

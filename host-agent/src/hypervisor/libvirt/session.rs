@@ -1,0 +1,283 @@
+//! One connection to libvirtd, and what is done on it. Owned by the worker's thread.
+
+use super::domain_xml::{self, DomainXml};
+use super::events_ffi::Registration;
+use super::{BalloonStatistics, Error, FromLibvirt, State, VmFacts};
+use ballast_planner::VmName;
+use ballast_protocol::{Bytes, KiB, Micros};
+use std::collections::BTreeMap;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, SystemTime};
+use virt::connect::Connect;
+use virt::domain::{Domain, MemoryStat};
+use virt::error::ErrorNumber;
+use virt::sys;
+
+/// Seconds between libvirt's questions whether libvirtd lives, and how many may stay unanswered: a libvirtd that hangs
+/// is given up after 8 s. Calls have their own, shorter deadline.
+const KEEPALIVE: (i32, u32) = (2, 3);
+/// Seconds between the balloon driver's reports, when nobody has set it.
+const STATISTICS_PERIOD: i32 = 1;
+
+pub(super) struct Session {
+    uri: String,
+    connect: Connect,
+    /// `None` only while dropping.
+    registration: Option<Registration>,
+    /// A look-up by name is a round trip; so is the XML.
+    domains: BTreeMap<VmName, Known>,
+}
+
+struct Known {
+    domain: Domain,
+    has_balloon: bool,
+    reporting: bool,
+}
+
+impl Session {
+    /// Opens a connection; also says which domains run, each with its number.
+    pub fn open(
+        uri: &str,
+        number: u64,
+        worker: &Sender<FromLibvirt>,
+    ) -> Result<(Self, BTreeMap<VmName, Option<u32>>), String> {
+        let text = |e: virt::error::Error| e.message().to_owned();
+        let connect = Connect::open(Some(uri)).map_err(text)?;
+        let mut session = Self { uri: uri.to_owned(), connect, registration: None, domains: BTreeMap::new() };
+        // Events first, the list afterwards: what happens in between is seen twice rather than never.
+        session.registration = Some(Registration::new(&session.connect, number, worker).map_err(text)?);
+        // Drivers without a daemon behind them have nothing to keep alive.
+        if let Err(error) = session.connect.set_keep_alive(KEEPALIVE.0, KEEPALIVE.1) {
+            tracing::debug!(uri, error = error.message(), "no keepalive");
+        }
+        let mut running = BTreeMap::new();
+        for domain in session.connect.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE).map_err(text)? {
+            running.insert(domain.get_name().map_err(text)?.as_str().into(), domain.get_id());
+        }
+        Ok((session, running))
+    }
+
+    /// What was known of a VM holds no longer: it started or stopped.
+    pub fn forget(&mut self, vm: &VmName) {
+        self.domains.remove(vm);
+    }
+
+    pub fn names(&mut self) -> Result<Vec<VmName>, Error> {
+        let call = "virConnectListAllDomains";
+        let domains = self.connect.list_all_domains(0).map_err(|e| self.error(call, &e, None))?;
+        let names = domains.iter().map(|d| d.get_name().map(|n| n.as_str().into()));
+        // libvirt's order is that of a hash table.
+        let mut names = names.collect::<Result<Vec<VmName>, _>>().map_err(|e| self.error(call, &e, None))?;
+        names.sort();
+        Ok(names)
+    }
+
+    pub fn facts(&mut self, vm: &VmName) -> Result<VmFacts, Error> {
+        self.on(vm, "virDomainGetXMLDesc", |this, vm| {
+            let domain = this.known(vm)?.domain.clone();
+            let failed = |this: &Self, e| this.error("virDomainGetXMLDesc", &e, Some(vm));
+            let (state, _) = domain.get_state().map_err(|e| failed(this, e))?;
+            let state = match state {
+                sys::VIR_DOMAIN_PAUSED | sys::VIR_DOMAIN_PMSUSPENDED => State::Paused,
+                sys::VIR_DOMAIN_SHUTOFF => State::Off,
+                sys::VIR_DOMAIN_CRASHED if !domain.is_active().map_err(|e| failed(this, e))? => State::Off,
+                sys::VIR_DOMAIN_CRASHED => State::Paused,
+                // Also one that is shutting down: it still uses memory.
+                _ => State::Running,
+            };
+            let xml = this.xml(vm, &domain)?;
+            let actual = match state {
+                State::Off => xml.current,
+                _ if !xml.has_balloon => xml.memory,
+                _ => find(&this.stats(vm, &domain)?, sys::VIR_DOMAIN_MEMORY_STAT_ACTUAL_BALLOON).unwrap_or(xml.current),
+            };
+            let uuid = domain.get_uuid_string().map_err(|e| failed(this, e))?;
+            Ok(VmFacts {
+                name: vm.clone(),
+                uuid: Some(uuid.to_ascii_lowercase()),
+                state,
+                max: xml.memory,
+                actual,
+                has_balloon: xml.has_balloon,
+                deflate_on_oom: xml.has_balloon.then_some(xml.deflate_on_oom),
+                free_page_reporting: xml.has_balloon.then_some(xml.free_page_reporting),
+                cid: xml.cid,
+                min_guarantee: xml.min_guarantee,
+            })
+        })
+    }
+
+    pub fn balloon(&mut self, vm: &VmName) -> Result<Bytes, Error> {
+        self.on(vm, "virDomainMemoryStats", |this, vm| {
+            let domain = this.with_balloon(vm)?;
+            let stats = this.stats(vm, &domain)?;
+            find(&stats, sys::VIR_DOMAIN_MEMORY_STAT_ACTUAL_BALLOON).ok_or_else(|| Error::Malformed {
+                whom: this.whom(Some(vm)),
+                call: "virDomainMemoryStats",
+                why: "it has no balloon size (tag 6)".into(),
+            })
+        })
+    }
+
+    pub fn order(&mut self, vm: &VmName, keep: Bytes) -> Result<(), Error> {
+        self.on(vm, "virDomainSetMemoryFlags", |this, vm| {
+            let domain = this.with_balloon(vm)?;
+            // Not `set_memory`, which swallows errors (FACTS.md, section 2).
+            match domain.set_memory_flags(keep.as_kib().0, sys::VIR_DOMAIN_MEM_LIVE) {
+                Ok(_) => Ok(()),
+                Err(e) => Err(this.error("virDomainSetMemoryFlags", &e, Some(vm))),
+            }
+        })
+    }
+
+    pub fn statistics(&mut self, vm: &VmName) -> Result<BalloonStatistics, Error> {
+        self.on(vm, "virDomainMemoryStats", |this, vm| {
+            let domain = this.with_balloon(vm)?;
+            if !this.known(vm)?.reporting {
+                if this.xml(vm, &domain)?.statistics_period == 0 {
+                    let set = domain.set_memory_stats_period(STATISTICS_PERIOD, sys::VIR_DOMAIN_MEM_LIVE);
+                    set.map_err(|e| this.error("virDomainSetMemoryStatsPeriod", &e, Some(vm)))?;
+                }
+                this.known(vm)?.reporting = true;
+            }
+            Ok(read_statistics(&this.stats(vm, &domain)?, SystemTime::now()))
+        })
+    }
+
+    /// Does something with a domain; once more with a fresh look-up when libvirt does not know the old one any more
+    /// (a transient domain that was made anew under its name).
+    fn on<T>(
+        &mut self,
+        vm: &VmName,
+        call: &'static str,
+        mut act: impl FnMut(&mut Self, &VmName) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if vm.0.contains('\0') {
+            // The wrapper panics on those.
+            return Err(Error::UnknownVm(vm.clone()));
+        }
+        let was_known = self.domains.contains_key(vm);
+        let result = match act(self, vm) {
+            Err(Error::UnknownVm(_)) if was_known => {
+                self.forget(vm);
+                act(self, vm)
+            }
+            result => result,
+        };
+        match result {
+            // libvirt says "operation invalid" to everything that needs a running domain, in many words.
+            Err(Error::Refused { .. }) if !self.is_active(vm) => Err(Error::Off(vm.clone())),
+            Err(e) if !self.connect.is_alive().unwrap_or(false) => {
+                Err(Error::Unreachable { whom: self.whom(None), why: format!("{call}: {e}") })
+            }
+            result => result,
+        }
+    }
+
+    fn is_active(&mut self, vm: &VmName) -> bool {
+        // When that cannot be told, the first error is the better one.
+        self.known(vm).is_ok_and(|k| k.domain.is_active().unwrap_or(true))
+    }
+
+    fn known(&mut self, vm: &VmName) -> Result<&mut Known, Error> {
+        if !self.domains.contains_key(vm) {
+            let found = Domain::lookup_by_name(&self.connect, &vm.0);
+            let domain = found.map_err(|e| self.error("virDomainLookupByName", &e, Some(vm)))?;
+            let has_balloon = self.xml(vm, &domain)?.has_balloon;
+            self.domains.insert(vm.clone(), Known { domain, has_balloon, reporting: false });
+        }
+        self.domains.get_mut(vm).ok_or_else(|| Error::UnknownVm(vm.clone()))
+    }
+
+    fn with_balloon(&mut self, vm: &VmName) -> Result<Domain, Error> {
+        let known = self.known(vm)?;
+        if known.has_balloon { Ok(known.domain.clone()) } else { Err(Error::NoBalloon(vm.clone())) }
+    }
+
+    fn xml(&self, vm: &VmName, domain: &Domain) -> Result<DomainXml, Error> {
+        let call = "virDomainGetXMLDesc";
+        let xml = domain.get_xml_desc(0).map_err(|e| self.error(call, &e, Some(vm)))?;
+        domain_xml::read(&xml).map_err(|why| Error::Malformed { whom: self.whom(Some(vm)), call, why })
+    }
+
+    fn stats(&self, vm: &VmName, domain: &Domain) -> Result<Vec<MemoryStat>, Error> {
+        domain.memory_stats(0).map_err(|e| self.error("virDomainMemoryStats", &e, Some(vm)))
+    }
+
+    fn whom(&self, vm: Option<&VmName>) -> String {
+        match vm {
+            Some(vm) => format!("libvirt ({}), asked about VM `{vm}`,", self.uri),
+            None => format!("libvirt ({})", self.uri),
+        }
+    }
+
+    fn error(&self, call: &'static str, error: &virt::error::Error, vm: Option<&VmName>) -> Error {
+        match (error.code(), vm) {
+            (ErrorNumber::NoDomain, Some(vm)) => Error::UnknownVm(vm.clone()),
+            _ => Error::Refused { whom: self.whom(vm), call, why: error.message().to_owned() },
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Each holds a reference to the connection, which closes with the last one.
+        self.domains.clear();
+        self.registration = None;
+        if let Err(error) = self.connect.close() {
+            tracing::debug!(error = error.message(), "closing libvirt");
+        }
+    }
+}
+
+fn value(stats: &[MemoryStat], tag: sys::virDomainMemoryStatTags) -> Option<u64> {
+    // -1, possibly divided by 1024 on its way, is how a driver says that it does not know.
+    stats.iter().find(|s| s.tag == tag).map(|s| s.val).filter(|v| *v < u64::MAX >> 10)
+}
+
+fn find(stats: &[MemoryStat], tag: sys::virDomainMemoryStatTags) -> Option<Bytes> {
+    value(stats, tag).map(|kib| KiB(kib).into())
+}
+
+fn read_statistics(stats: &[MemoryStat], now: SystemTime) -> BalloonStatistics {
+    let size = |tag| find(stats, tag);
+    let updated = value(stats, sys::VIR_DOMAIN_MEMORY_STAT_LAST_UPDATE).filter(|s| *s != 0);
+    BalloonStatistics {
+        total: size(sys::VIR_DOMAIN_MEMORY_STAT_AVAILABLE),
+        free: size(sys::VIR_DOMAIN_MEMORY_STAT_UNUSED),
+        available: size(sys::VIR_DOMAIN_MEMORY_STAT_USABLE),
+        caches: size(sys::VIR_DOMAIN_MEMORY_STAT_DISK_CACHES),
+        swap_in: size(sys::VIR_DOMAIN_MEMORY_STAT_SWAP_IN),
+        swap_out: size(sys::VIR_DOMAIN_MEMORY_STAT_SWAP_OUT),
+        major_faults: value(stats, sys::VIR_DOMAIN_MEMORY_STAT_MAJOR_FAULT),
+        minor_faults: value(stats, sys::VIR_DOMAIN_MEMORY_STAT_MINOR_FAULT),
+        age: updated.map(|s| {
+            let then = SystemTime::UNIX_EPOCH + Duration::from_secs(s.min(u64::from(u32::MAX)));
+            Micros::from_duration(now.duration_since(then).unwrap_or_default())
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_mean_what_libvirt_documents() {
+        let stats: Vec<_> = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 99), (8, 9), (9, 10), (77, 1)]
+            .map(|(tag, val)| MemoryStat { tag, val })
+            .into();
+        let s = read_statistics(&stats, SystemTime::UNIX_EPOCH + Duration::from_secs(14));
+        assert_eq!((s.swap_in, s.swap_out), (Some(KiB(1).into()), Some(KiB(2).into())));
+        assert_eq!((s.major_faults, s.minor_faults), (Some(3), Some(4)));
+        assert_eq!((s.free, s.total, s.available), (Some(KiB(5).into()), Some(KiB(6).into()), Some(KiB(9).into())));
+        assert_eq!((s.caches, s.age), (None, Some(Micros::secs(4))));
+        assert_eq!(find(&stats, sys::VIR_DOMAIN_MEMORY_STAT_ACTUAL_BALLOON), Some(KiB(7).into()));
+    }
+
+    #[test]
+    fn what_a_driver_does_not_know_is_none() {
+        let stats = [MemoryStat { tag: 4, val: u64::MAX }, MemoryStat { tag: 5, val: u64::MAX >> 10 }];
+        assert_eq!(read_statistics(&stats, SystemTime::now()), BalloonStatistics::default());
+    }
+}

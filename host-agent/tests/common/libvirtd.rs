@@ -1,0 +1,142 @@
+//! A libvirtd of the test's own, in namespaces of its own: its state is not the machine's, `/dev/kvm` is hidden from it
+//! (an unusable one makes it probe for a minute at every look-up: FACTS.md, section 0), and everything it started dies
+//! with the first process of its PID namespace, even if the test is killed.
+
+use super::{Dependant, output, program, run, wait_for};
+use rustix::process::{Pid, Signal};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+/// Mounts; $1 is a directory with the configuration. The last line is process 1 of the namespace.
+const NAMESPACE: &str = r#"
+set -e
+hostname ballast-test
+mkdir "$1/dev"
+mount -t tmpfs dev "$1/dev"
+for d in null zero full random urandom tty; do : >"$1/dev/$d"; mount --bind "/dev/$d" "$1/dev/$d"; done
+mkdir "$1/dev/pts" "$1/dev/shm" "$1/dev/net"
+mount -t devpts -o newinstance,ptmxmode=666 devpts "$1/dev/pts"
+ln -s pts/ptmx "$1/dev/ptmx"
+mount --rbind "$1/dev" /dev
+for d in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt; do mount -t tmpfs t "$d"; done
+cp "$1/qemu.conf" /etc/libvirt/
+: >"$1/ready"
+while :; do sleep 1000; done
+"#;
+
+#[derive(Debug)]
+pub struct Libvirtd {
+    directory: TempDir,
+    /// The namespaces.
+    _unshare: Dependant,
+    /// Their process 1, as seen from here.
+    init: Pid,
+    /// `nsenter`, and under it libvirtd.
+    daemon: Option<Dependant>,
+}
+
+impl Libvirtd {
+    pub fn start() -> Self {
+        let directory = tempfile::Builder::new().prefix("bl").tempdir_in("/tmp").unwrap();
+        let path = directory.path();
+        let libvirtd_conf = format!(
+            "unix_sock_dir = \"{}\"\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\nunix_sock_rw_perms = \"0700\"\n\
+             host_uuid = \"7b2c0000-0000-4000-8000-0000000000ff\"\nlog_outputs = \"3:file:{}\"\n",
+            path.display(),
+            path.join("libvirtd.log").display()
+        );
+        std::fs::write(path.join("libvirtd.conf"), libvirtd_conf).unwrap();
+        let qemu_conf = "stdio_handler = \"file\"\nuser = \"root\"\ngroup = \"root\"\nnamespaces = []\n\
+                         security_driver = \"none\"\ncgroup_controllers = []\nremember_owner = 0\n";
+        std::fs::write(path.join("qemu.conf"), qemu_conf).unwrap();
+
+        let mut unshare = Command::new(program("unshare"));
+        unshare.args(["--mount", "--uts", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]);
+        if !rustix::process::geteuid().is_root() {
+            unshare.arg("--map-root-user");
+        }
+        unshare.args(["--", "sh", "-c", NAMESPACE, "sh"]).arg(path);
+        let unshare = Dependant::spawn(&mut unshare);
+        wait_for("the namespaces", || path.join("ready").exists().then_some(()));
+        let init = only_child(unshare.pid());
+        let mut this = Self { directory, _unshare: unshare, init, daemon: None };
+        this.start_again();
+        this
+    }
+
+    pub fn start_again(&mut self) {
+        assert!(self.daemon.is_none(), "it runs");
+        let mut enter = self.enter();
+        enter.arg(program("libvirtd")).arg("-f").arg(self.directory.path().join("libvirtd.conf"));
+        self.daemon = Some(Dependant::spawn(&mut enter));
+        let socket = self.socket();
+        wait_for("libvirtd's socket", || UnixStream::connect(&socket).ok());
+    }
+
+    /// As a crash would.
+    pub fn kill(&mut self) {
+        let mut daemon = self.daemon.take().expect("it runs");
+        self.signal_to(&daemon, Signal::KILL);
+        daemon.kill();
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.signal_to(self.daemon.as_ref().expect("it runs"), signal);
+    }
+
+    fn signal_to(&self, daemon: &Dependant, signal: Signal) {
+        rustix::process::kill_process(only_child(daemon.pid()), signal).unwrap();
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("libvirt-sock")
+    }
+
+    pub fn uri(&self) -> String {
+        format!("qemu:///system?socket={}", self.socket().display())
+    }
+
+    /// `virsh`, with what it printed.
+    pub fn virsh(&self, arguments: &[&str]) -> String {
+        let mut virsh = Command::new(program("virsh"));
+        String::from_utf8(output(virsh.arg("-q").arg("-c").arg(self.uri()).args(arguments))).unwrap()
+    }
+
+    /// Processes with this word in their command line, as counted inside.
+    pub fn is_running(&self, word: &str) -> bool {
+        let mut enter = self.enter();
+        let script = format!("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -c -- '{word}' || true");
+        String::from_utf8(output(enter.args(["sh", "-c", &script]))).unwrap().trim() != "0"
+    }
+
+    pub fn define(&self, name: &str, xml: &str) {
+        let file = self.directory.path().join(format!("{name}.xml"));
+        std::fs::write(&file, xml).unwrap();
+        let mut virsh = Command::new(program("virsh"));
+        run(virsh.arg("-q").arg("-c").arg(self.uri()).arg("define").arg(file));
+    }
+
+    fn enter(&self) -> Command {
+        let mut enter = Command::new(program("nsenter"));
+        enter.args(["-t", &self.init.as_raw_nonzero().to_string(), "--mount", "--uts", "--pid"]);
+        if !rustix::process::geteuid().is_root() {
+            enter.args(["--user", "--preserve-credentials"]);
+        }
+        enter.arg("--");
+        enter
+    }
+}
+
+fn only_child(parent: Pid) -> Pid {
+    let parent = parent.as_raw_nonzero();
+    wait_for("a child process", || {
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+        Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+    })
+}
