@@ -10,10 +10,10 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --profil
 COUNT ?= 300
 SEED ?= 1
 
-.PHONY: help setup build image demo test bench spikes lint clean
+.PHONY: help setup build image image-host demo test bench spikes lint clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup: ## installs missing packages, fetches the guest kernel, builds the vsock device
 	@images/setup.sh
@@ -26,6 +26,10 @@ image: setup ## the guest image with the agent baked in
 	@echo "==> building the guest image"
 	@$(STATIC) -p ballast-guest --bin ballast-guest
 	@$(STATIC) -p ballast-tests --no-default-features --bin ballast-testd
+	@images/build-initramfs.sh
+
+image-host: image ## the same with the host agent in it too, for tests of AF_VSOCK inside one guest
+	@$(STATIC) -p ballast-host --no-default-features --bin ballast-host
 	@images/build-initramfs.sh
 
 demo: image ## the four arms on real guests, one table, target/demo/summary.json
@@ -48,7 +52,7 @@ lint: setup ## formatting and clippy
 	@cargo fmt --all --check
 	@cargo clippy --quiet --workspace --all-targets -- -D warnings
 
-test: image lint build ## every test, the ones on real guests included
+test: image-host lint build ## every test, the ones on real guests included
 	@scripts/test.sh
 
 clean: ## removes everything that was built or fetched

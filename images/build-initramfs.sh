@@ -32,10 +32,7 @@ cp "$(command -v busybox)" "$tree/bin/busybox"
 for applet in $(busybox --list); do
     [ "$applet" = busybox ] || ln -s busybox "$tree/bin/$applet"
 done
-# The host agent only when its static build is there: it serves the tests of AF_VSOCK inside one guest.
-for binary in ballast-guest ballast-testd ballast-host; do
-    [ ! -x "$binaries/$binary" ] || cp "$binaries/$binary" "$tree/bin/$binary"
-done
+cp "$binaries/ballast-guest" "$binaries/ballast-testd" "$tree/bin/"
 
 # Module names use - and _ interchangeably, files do not.
 module_file() {
@@ -73,10 +70,22 @@ for module in "${wanted[@]}"; do
 done
 
 install -m 755 "$root/images/init" "$tree/init"
-find "$tree" -exec touch -h -d @0 {} +
-(cd "$tree" && find . -mindepth 1 -print0 | sort -z |
-    cpio --quiet --null --create --reproducible --format=newc --owner=0:0) >"$tree.cpio"
-if ! cmp -s "$tree.cpio" "$image"; then
-    mv "$tree.cpio" "$image"
-    printf 'guest image: %s (%s KiB)\n' "$image" "$(($(stat -c %s "$image") / 1024))"
+
+# Packs folder $1 into image $2, unless that is what it holds already: machines are cloned from one boot of an image.
+pack() {
+    find "$1" -exec touch -h -d @0 {} +
+    (cd "$1" && find . -mindepth 1 -print0 | sort -z |
+        cpio --quiet --null --create --reproducible --format=newc --owner=0:0) >"$tree.cpio"
+    cmp -s "$tree.cpio" "$2" || mv "$tree.cpio" "$2"
+}
+pack "$tree" "$image"
+
+# The host agent too, for the tests of AF_VSOCK inside one guest. Apart, because a guest's memory holds its image: the
+# kernel unpacks archives that follow each other into one tree.
+if [ -x "$binaries/ballast-host" ]; then
+    rm -rf "${tree:?}"/*
+    install -D "$binaries/ballast-host" "$tree/bin/ballast-host"
+    pack "$tree" "$guest/host-agent.cpio"
+    cat "$image" "$guest/host-agent.cpio" >"$tree.cpio"
+    cmp -s "$tree.cpio" "$guest/initramfs-host.cpio" || mv "$tree.cpio" "$guest/initramfs-host.cpio"
 fi

@@ -54,6 +54,7 @@ struct Shape {
     vcpus: u32,
     balloon: Option<Balloon>,
     disk: bool,
+    host_agent: bool,
     /// `None`: whatever works here.
     accel: Option<Accel>,
 }
@@ -115,6 +116,13 @@ impl MachineBuilder {
     #[must_use]
     pub fn disk(mut self) -> Self {
         self.shape.disk = true;
+        self
+    }
+
+    /// With `/bin/ballast-host` in its image, built without libvirt.
+    #[must_use]
+    pub fn host_agent(mut self) -> Self {
+        self.shape.host_agent = true;
         self
     }
 
@@ -206,8 +214,14 @@ impl Machine {
     /// A machine of 512 MiB and one CPU with a balloon and vsock, unless told otherwise.
     #[must_use]
     pub fn builder(name: &str) -> MachineBuilder {
-        let shape =
-            Shape { memory: Bytes::mib(512), vcpus: 1, balloon: Some(Balloon::default()), disk: false, accel: None };
+        let shape = Shape {
+            memory: Bytes::mib(512),
+            vcpus: 1,
+            balloon: Some(Balloon::default()),
+            disk: false,
+            host_agent: false,
+            accel: None,
+        };
         MachineBuilder { name: name.to_owned(), shape, vsock: true }
     }
 
@@ -215,7 +229,8 @@ impl Machine {
         let MachineBuilder { name, shape, .. } = builder;
         let accel = shape.accel.map_or_else(Accel::here, Ok)?;
         let kernel = paths::required(paths::guest("vmlinuz"), "make setup")?;
-        let image = paths::required(paths::guest("initramfs.cpio"), "make image")?;
+        let image = if shape.host_agent { "initramfs-host.cpio" } else { "initramfs.cpio" };
+        let image = paths::required(paths::guest(image), "make image-host")?;
         let folder = Folder::new()?;
         let disk = shape.disk.then(disk).transpose()?;
         let mut args = arguments(shape, accel, &memory, &folder, disk.as_deref());

@@ -202,6 +202,16 @@ fn the_agent_in_the_image_calls_the_host_and_is_watched() {
     assert_eq!(machine.guest.agent().unwrap().status, Some(-9));
 }
 
+#[test]
+fn the_host_agent_runs_inside_a_guest_too() {
+    let machine = Machine::builder("both").host_agent().without_vsock().start().unwrap();
+    let version = machine.guest.sh_ok("ballast-host --version").unwrap();
+    assert!(version.starts_with("ballast-host "), "{version}");
+    // AF_VSOCK within one guest: CID 1 answers, and nobody listens there yet.
+    let refused = machine.guest.vsock_connect_unprivileged(1, DEFAULT_PORT).unwrap_err();
+    assert!(format!("{refused:#}").contains("onnection reset"), "{refused:#}");
+}
+
 /// Not a test: what `nothing_survives_a_killed_test` runs and kills.
 #[test]
 #[ignore = "run by nothing_survives_a_killed_test"]
