@@ -151,17 +151,22 @@ pub async fn run(settings: Settings) -> Result<(), AgentError> {
     let listener = serve::bind(&socket).map_err(|source| AgentError::Socket { path: socket.clone(), source })?;
     let (asks_in, mut asks) = mpsc::channel(ASKS);
     tokio::spawn(serve::accept(listener, asks_in));
+    let mut now = clock::now();
     let result = loop {
-        let wake = tokio::time::Instant::now() + (agent.next_wake() - clock::now()).duration();
+        // One reading of the clock a turn: under emulation each costs as much as a look at free memory.
+        let wait = agent.next_wake(now) - now;
         let result = tokio::select! {
             biased;
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
-            event = agent.session.next() => agent.on_link(event),
-            Some(source) = signs.recv() => agent.on_sign(clock::now(), source),
+            event = agent.session.next() => { now = clock::now(); agent.on_link(now, event) }
+            Some(source) = signs.recv() => { now = clock::now(); agent.on_sign(now, source) }
             done = finished(&mut agent.job) => { agent.on_reclaimed(done); Ok(()) }
-            Some(ask) = asks.recv() => agent.on_ask(clock::now(), ask),
-            () = tokio::time::sleep_until(wake) => agent.tick(clock::now()),
+            Some(ask) = asks.recv() => { now = clock::now(); agent.on_ask(now, ask) }
+            () = tokio::time::sleep(wait.duration()) => {
+                now = clock::now();
+                agent.tick(now)
+            }
         };
         if result.is_err() {
             break result;
@@ -238,14 +243,13 @@ impl Agent {
         self.settings.workloads.iter().map(|name| cgroups.dir().join(name)).collect()
     }
 
-    fn next_wake(&self) -> Micros {
-        let telemetry = self.session.telemetry_due(self.is_busy(clock::now()), self.reported_at);
+    fn next_wake(&self, now: Micros) -> Micros {
+        let telemetry = self.session.telemetry_due(self.is_busy(now), self.reported_at);
         let absorber = self.absorber.as_ref().map_or(Micros::MAX, Absorber::deadline);
         self.next_look.min(self.session.deadline()).min(telemetry).min(self.next_committed).min(absorber)
     }
 
-    fn on_link(&mut self, event: Event) -> Result<(), AgentError> {
-        let now = clock::now();
+    fn on_link(&mut self, now: Micros, event: Event) -> Result<(), AgentError> {
         match event {
             Event::Message(HostMessage::Answer(answer)) => self.on_answer(now, answer),
             Event::Message(HostMessage::Reclaim(order)) => self.on_reclaim(order),
@@ -267,6 +271,9 @@ impl Agent {
                 if let Some(job) = &self.job {
                     job.stop.now();
                 }
+                // Drivers and cgroups may have come since: the next host hears of them.
+                self.sensors.rescan();
+                self.session.set_capabilities(self.sensors.capabilities(self.settings.absorber));
             }
             Event::Hopeless(e) => return Err(e.into()),
         }

@@ -184,6 +184,11 @@ impl Session {
         (last + interval.clamp(INTERVALS.0, INTERVALS.1)).min(self.spoke + keep_alive(&w))
     }
 
+    /// What the next Hello says.
+    pub fn set_capabilities(&mut self, capabilities: Capabilities) {
+        self.hello.capabilities = capabilities;
+    }
+
     /// The next telemetry is due now.
     pub fn report_at_once(&mut self) {
         self.report_at_once = true;

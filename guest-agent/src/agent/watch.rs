@@ -24,9 +24,9 @@ const RELIEF_GIVEN_UP: Micros = Micros::secs(1);
 pub(super) const RELIEFS: usize = 8;
 /// Between two readings of Committed_AS: at 160 to 330 us each under TCG (FACTS, section 6) this is 0.2 % of a CPU;
 /// the start of a fall is read at once, which is when it matters.
-const COMMITTED_IDLE: Micros = Micros::millis(100);
+const COMMITTED_IDLE: Micros = Micros::millis(200);
 /// While slack is ample: no jump that fits into it is a hint.
-const COMMITTED_AMPLE: Micros = Micros::millis(250);
+const COMMITTED_AMPLE: Micros = Micros::millis(400);
 /// While memory is being used, or a hint stands.
 const COMMITTED_MOVING: Micros = Micros::millis(20);
 /// Another demand raised within this is on its way still.
@@ -37,7 +37,7 @@ const HINT_WITHIN: Micros = Micros::secs(1);
 impl Agent {
     pub(super) fn tick(&mut self, now: Micros) -> Result<(), AgentError> {
         if let Some(event) = self.session.check(now) {
-            self.on_link(event)?;
+            self.on_link(now, event)?;
         }
         if now >= self.next_committed {
             self.read_committed(now)?;
@@ -141,7 +141,9 @@ impl Agent {
             self.withdraw(id);
         }
         if let Some(Hint::Raise(size)) = hint {
-            let need = Need { size: size.min(self.total), sign: now, within: HINT_WITHIN };
+            // It will all be used: what must be left afterwards comes on top.
+            let size = (size + self.slack.base() + self.slack.base()).min(self.total);
+            let need = Need { size, sign: now, within: HINT_WITHIN };
             self.raise(now, Source::Committed, need, m.free);
         }
         self.next_committed = now

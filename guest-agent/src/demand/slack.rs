@@ -20,8 +20,8 @@ use ballast_protocol::{Bytes, Micros, Shortfall, Verdict};
 /// costs about 1 % of a CPU and is only held while something moves.
 pub const PERIOD_MOVING: Micros = Micros::millis(2);
 /// Between two looks when slack is small but nothing has moved for [`STILL_AFTER`]: at the highest rate plausible this
-/// loses 2.4 MiB of warning.
-pub const PERIOD_STILL: Micros = Micros::millis(8);
+/// loses 4.8 MiB of warning, and costs an eighth of [`PERIOD_MOVING`].
+pub const PERIOD_STILL: Micros = Micros::millis(16);
 /// The longest time between two looks.
 pub const PERIOD_MAX: Micros = Micros::millis(250);
 /// How long nothing must have moved for [`PERIOD_STILL`].
@@ -45,6 +45,8 @@ const RATE_SPAN_MIN: Micros = Micros::millis(4);
 const NOISE: Bytes = Bytes::mib(2);
 /// Page counts are asked for once free memory fell by this much since they were last read.
 const ASK_AFTER: Bytes = Bytes(512 << 10);
+/// A fall teaches its rate when it was this large and this long: shorter ones are steps, not rates.
+const TEACHES: (Bytes, Micros) = (Bytes::mib(32), Micros::millis(100));
 /// A fall is over when nothing was used for so long.
 const FALL_ENDS: Micros = Micros::millis(100);
 /// How far ahead a demand asks: the host gives eight times faster than it takes, and giving twice costs a loop.
@@ -101,6 +103,10 @@ struct Outstanding {
     ballooned: Bytes,
     /// Once answered: when, and how much is to come.
     granted: Option<(Micros, Bytes)>,
+    /// What the balloon still held when it was last seen to deflate, and when that was: as long as memory comes, the
+    /// demand is being met.
+    left: Bytes,
+    came_at: Micros,
 }
 
 /// A continuous rise of use.
@@ -212,7 +218,7 @@ impl SlackWatch {
     pub fn wants_detail(&self, free: Bytes) -> bool {
         self.free_at_detail.is_none_or(|then| free + ASK_AFTER <= then)
             || (self.fall.is_some() && free < self.free_then)
-            || (self.outstanding.is_some_and(|o| o.granted.is_some()))
+            || self.outstanding.is_some()
             || free < self.low + self.base()
     }
 
@@ -241,6 +247,8 @@ impl SlackWatch {
             slack: self.slack,
             ballooned: self.detail.ballooned,
             granted: None,
+            left: self.detail.ballooned,
+            came_at: at,
         });
     }
 
@@ -258,7 +266,7 @@ impl SlackWatch {
 
     /// It took `took` from a demand to the first MiB: rises at once, falls slowly.
     pub fn learn_loop(&mut self, took: Micros) {
-        let next = if took > self.loop_time { took } else { self.loop_time - Micros((self.loop_time - took).0 / 8) };
+        let next = if took > self.loop_time { took } else { self.loop_time - Micros((self.loop_time - took).0 / 3) };
         self.loop_time = next.clamp(LOOP_BOUNDS.0, LOOP_BOUNDS.1);
     }
 
@@ -337,21 +345,25 @@ impl SlackWatch {
             &samples[in_window]
         };
         let recent = per_second(used - oldest.1, at - oldest.0);
-        if at - oldest.0 >= Micros(RATE_WINDOW.0 / 2) && recent > self.highest_rate {
-            self.highest_rate = recent.min(RATE_CEILING);
-        }
         let mean = if at - fall.began >= RATE_SPAN_MIN {
             per_second(fall.top - fall.from, at - fall.began)
         } else {
             Bytes::ZERO
         };
+        if fall.top - fall.from >= signed(TEACHES.0) && at - fall.began >= TEACHES.1 {
+            // A quarter more: the next one may be faster than the mean of this.
+            self.highest_rate = self.highest_rate.max(mean.share(5, 4)).min(RATE_CEILING);
+        }
         recent.max(mean).min(self.highest_rate)
     }
 
     /// Forgets a demand whose memory has come, or that nobody answers.
     fn settle(&mut self, at: Micros) {
-        if let Some(o) = self.outstanding {
-            let since = o.granted.map_or(o.raised, |(t, _)| t);
+        if let Some(o) = &mut self.outstanding {
+            if self.detail.ballooned + NOISE <= o.left {
+                (o.left, o.came_at) = (self.detail.ballooned, at);
+            }
+            let since = o.granted.map_or(o.raised, |(t, _)| t).max(o.came_at);
             let come = o.granted.is_some_and(|(_, size)| self.detail.ballooned + size <= o.ballooned);
             if come || at - since >= PATIENCE {
                 self.outstanding = None;
@@ -362,12 +374,14 @@ impl SlackWatch {
     fn judge(&mut self, at: Micros) -> Option<Need> {
         let trip = self.trip(self.rate);
         let in_danger = self.rate > Bytes::ZERO && self.slack < trip;
-        if let Some(fall) = &mut self.fall
-            && in_danger
-        {
-            fall.sign.get_or_insert(at);
+        let shrinking = self.outstanding.is_none_or(|o| {
+            at - o.raised >= REPEAT_MIN && self.slack < o.slack.share(1, 2) && self.slack < trip.share(1, 2)
+        });
+        if let Some(fall) = &mut self.fall {
+            // What an earlier demand is about to mend is no sign of the next.
+            fall.sign = if in_danger && shrinking { fall.sign.or(Some(at)) } else { None };
         }
-        if at < self.quiet_until {
+        if at < self.quiet_until || !shrinking {
             return None;
         }
         let proof = NOISE.max(self.slack.share(1, 16));
@@ -376,12 +390,6 @@ impl SlackWatch {
         let starved = self.slack < self.base() && self.slack + self.detail.droppable < self.base() + self.base();
         if falling.is_none() && !starved {
             return None;
-        }
-        if let Some(o) = self.outstanding {
-            let shrinking = self.slack < o.slack.share(1, 2) && self.slack < trip.share(1, 2);
-            if !shrinking || at - o.raised < REPEAT_MIN {
-                return None;
-            }
         }
         Some(self.raise(at, falling.and_then(|f| f.sign).unwrap_or(at), trip))
     }
@@ -394,8 +402,8 @@ impl SlackWatch {
         self.last_raised = Some(at);
         let ahead = self.rate.share(HORIZON.0, 1_000_000) + (trip - self.slack);
         let size = ahead.max(SMALLEST).share(1 << self.streak, 1).min(self.total.max(SMALLEST));
-        self.outstanding =
-            Some(Outstanding { raised: at, slack: self.slack, ballooned: self.detail.ballooned, granted: None });
+        self.outstanding = None;
+        self.on_its_way(at);
         Need { size, sign, within: span(self.slack, self.rate.max(Bytes::mib(1))) }
     }
 }

@@ -60,6 +60,12 @@ impl Sensors {
         })
     }
 
+    /// Looks again for devices and cgroups, which may come after the agent.
+    pub fn rescan(&mut self) {
+        self.cgroups = cgroup::Cgroups::find(&self.root, &mut self.scratch);
+        self.balloon = balloon::find(&self.root, &mut self.scratch);
+    }
+
     /// Where the tree begins.
     #[must_use]
     pub fn root(&self) -> &Path {
