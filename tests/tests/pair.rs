@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Waits until the pair has squeezed the guest below `size`.
 fn squeezed_below(machine: &mut Machine, host: &HostAgent, size: Bytes) {
     let deadline = Instant::now() + PATIENCE;
-    while machine.qmp.balloon().unwrap() >= size {
+    while machine.qmp.balloon().expect("QEMU answers while it lives") >= size {
         assert!(Instant::now() < deadline, "nothing is taken\n{}\n{}", host.log(), machine.guest.log());
         thread::sleep(Duration::from_millis(20));
     }
