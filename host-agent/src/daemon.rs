@@ -103,6 +103,9 @@ pub enum StartError {
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// A hypervisor.
+    #[error("hypervisor")]
+    Hypervisor(#[from] hypervisor::Error),
     /// A listener for agents.
     #[error("listening for guest agents")]
     Transport(#[from] crate::transport::Error),
@@ -163,7 +166,7 @@ impl Daemon {
         } else {
             None
         };
-        let backends = backends(&config, &events);
+        let backends = backends(&config, &events)?;
         Ok(Self {
             config,
             clock,

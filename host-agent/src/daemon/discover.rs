@@ -45,7 +45,10 @@ impl Backend {
 }
 
 /// The hypervisors that the configuration names. One that is away is waited for.
-pub fn backends(config: &Config, events: &mpsc::Sender<Event>) -> Vec<Backend> {
+///
+/// # Errors
+/// libvirt's client library cannot be used at all.
+pub fn backends(config: &Config, events: &mpsc::Sender<Event>) -> Result<Vec<Backend>, hypervisor::Error> {
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let events = events.clone();
     tokio::spawn(async move {
@@ -64,10 +67,10 @@ pub fn backends(config: &Config, events: &mpsc::Sender<Event>) -> Vec<Backend> {
     }
     #[cfg(feature = "libvirt")]
     if let Some(libvirt) = &config.libvirt {
-        let connection = hypervisor::Libvirt::new(&libvirt.uri, &sender);
+        let connection = hypervisor::Libvirt::new(&libvirt.uri, sender)?;
         all.push(Backend::new(format!("libvirt {}", libvirt.uri), Arc::new(connection)));
     }
-    all
+    Ok(all)
 }
 
 impl Daemon {
