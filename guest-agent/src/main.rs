@@ -9,6 +9,7 @@ use ballast_guest::status::Status;
 use ballast_guest::{agent, need, process};
 use ballast_protocol::{Bytes, Micros};
 use clap::{Args, Parser, Subcommand};
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -105,7 +106,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(args),
         Command::Need(args) => return run_need(&args),
-        Command::Once { json, root } => once::print(&root, json),
+        Command::Once { json, root } => once::read(&root, json).and_then(|text| say(&text)),
         Command::Status { json, socket } => status(&socket, json),
     };
     match result {
@@ -156,13 +157,19 @@ fn run_need(args: &Need) -> ExitCode {
     }
 }
 
+/// Prints one answer. A reader that has gone (`| head`) wants no more, and that is no failure.
+fn say(text: &dyn std::fmt::Display) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("cannot write to standard output"),
+        _ => Ok(()),
+    }
+}
+
 fn status(socket: &Path, json: bool) -> anyhow::Result<()> {
     let (_, line) = need::ask(socket, "status")?;
     if json {
-        println!("{line}");
-        return Ok(());
+        return say(&line);
     }
     let status: Status = serde_json::from_str(&line).context("the agent's answer is not a status")?;
-    println!("{status}");
-    Ok(())
+    say(&status)
 }

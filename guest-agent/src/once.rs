@@ -19,11 +19,11 @@ struct Reading {
     lru_gen: Option<u64>,
 }
 
-/// Reads and prints.
+/// Reads, and says it as text.
 ///
 /// # Errors
 /// A sensor that is there cannot be read.
-pub fn print(root: &Path, json: bool) -> Result<()> {
+pub fn read(root: &Path, json: bool) -> Result<String> {
     let mut sensors = Sensors::open(root)?;
     let watermarks = sensors.watermarks()?;
     let telemetry = sensors.telemetry(clock::now(), watermarks)?;
@@ -35,13 +35,10 @@ pub fn print(root: &Path, json: bool) -> Result<()> {
         telemetry,
     };
     if json {
-        println!("{}", serde_json::to_string(&reading)?);
-    } else {
-        for (name, value) in reading.rows() {
-            println!("{name:<22} {value}");
-        }
+        return Ok(serde_json::to_string(&reading)?);
     }
-    Ok(())
+    let rows: Vec<String> = reading.rows().into_iter().map(|(name, value)| format!("{name:<22} {value}")).collect();
+    Ok(rows.join("\n"))
 }
 
 impl Reading {

@@ -10,6 +10,10 @@ use tokio::sync::oneshot;
 
 /// How long a lease may wait for its memory: deflating 64 GiB takes 30 s at the speed measured on KVM.
 const WAIT: Micros = Micros::secs(30);
+/// Asked for beyond what is missing: the guest goes on living while the memory comes.
+const MARGIN: Bytes = Bytes::mib(16);
+/// When it is still not there, somebody else has used it: the host is asked again.
+const ASK_AGAIN: Micros = Micros::secs(1);
 /// After the host's refusal, how long memory may still come from elsewhere.
 const REFUSED_WAIT: Micros = Micros::millis(500);
 
@@ -20,8 +24,8 @@ pub struct Lease {
     /// How much.
     pub size: Bytes,
     since: Micros,
-    /// The demand at the host, once there is one.
-    pub demand: Option<u64>,
+    /// The demand at the host, once there is one, and when it was raised.
+    demand: Option<(u64, Micros)>,
     refused: Option<(Micros, Shortfall)>,
     /// Taken when the answer is given.
     reply: Option<oneshot::Sender<String>>,
@@ -67,12 +71,12 @@ impl Leases {
     /// The client closed; the demand to withdraw, if there is one.
     pub fn close(&mut self, client: u64) -> Option<u64> {
         let at = self.list.iter().position(|l| l.client == client)?;
-        self.list.remove(at).demand
+        self.list.remove(at).demand.map(|(id, _)| id)
     }
 
     /// The host refused a lease's demand, in whole or in part.
     pub fn refused(&mut self, now: Micros, demand: u64, why: Shortfall) {
-        for lease in self.list.iter_mut().filter(|l| l.demand == Some(demand)) {
+        for lease in self.list.iter_mut().filter(|l| l.demand.is_some_and(|(id, _)| id == demand)) {
             lease.refused.get_or_insert((now, why));
         }
     }
@@ -104,8 +108,15 @@ impl Leases {
     }
 
     /// Grants what is there and refuses what will not come. Calls `demand` with what is missing for a lease that has
-    /// no demand yet; it gives back the demand's id, or `None` while there is no session.
-    pub fn settle(&mut self, now: Micros, slack: Bytes, resident: Bytes, mut demand: impl FnMut(Bytes) -> Option<u64>) {
+    /// no demand yet, or one that brought too little, which it replaces; it gives back the new demand's id, or `None`
+    /// while there is no session.
+    pub fn settle(
+        &mut self,
+        now: Micros,
+        slack: Bytes,
+        resident: Bytes,
+        mut demand: impl FnMut(Bytes, Option<u64>) -> Option<u64>,
+    ) {
         let mut promised = self.untouched(resident);
         for lease in self.list.iter_mut().filter(|l| l.reply.is_some()) {
             let missing = (promised + lease.size) - slack;
@@ -120,8 +131,9 @@ impl Leases {
             } else if now - lease.since >= WAIT {
                 format!("refused {missing} of {} did not come within {WAIT}", lease.size)
             } else {
-                if lease.demand.is_none() {
-                    lease.demand = demand(missing);
+                if lease.demand.is_none_or(|(_, at)| now - at >= ASK_AGAIN) {
+                    let old = lease.demand.map(|(id, _)| id);
+                    lease.demand = demand(missing + MARGIN, old).map(|id| (id, now));
                 }
                 continue;
             };
@@ -156,7 +168,7 @@ mod tests {
         let mut answer = open(&mut leases, 1, 200);
         let mut asked = Vec::new();
         let mut settle = |l: &mut Leases, slack| {
-            l.settle(Micros::secs(2), mib(slack), mib(50), |m| {
+            l.settle(Micros::secs(2), mib(slack), mib(50), |m, _| {
                 asked.push(m);
                 Some(9)
             })
@@ -166,7 +178,7 @@ mod tests {
         assert!(answer.try_recv().is_err());
         settle(&mut leases, 200);
         assert_eq!(answer.try_recv().unwrap(), format!("granted {}", mib(200).0));
-        assert_eq!(asked, [mib(140)], "the host is asked once, for what is missing");
+        assert_eq!(asked, [mib(140) + MARGIN], "the host is asked once, for what is missing");
         assert_eq!(leases.close(1), Some(9));
     }
 
@@ -174,12 +186,12 @@ mod tests {
     fn memory_promised_to_one_is_not_promised_to_another_until_it_is_touched() {
         let mut leases = Leases::default();
         let _first = open(&mut leases, 1, 100);
-        leases.settle(Micros::secs(2), mib(120), mib(50), |_| Some(1));
+        leases.settle(Micros::secs(2), mib(120), mib(50), |_, _| Some(1));
         let mut second = open(&mut leases, 2, 100);
-        leases.settle(Micros::secs(2), mib(120), mib(50), |_| Some(2));
+        leases.settle(Micros::secs(2), mib(120), mib(50), |_, _| Some(2));
         assert!(second.try_recv().is_err(), "the first has not touched its memory");
         assert_eq!(leases.untouched(mib(150)), Bytes::ZERO);
-        leases.settle(Micros::secs(2), mib(120), mib(150), |_| Some(2));
+        leases.settle(Micros::secs(2), mib(120), mib(150), |_, _| Some(2));
         assert!(second.try_recv().unwrap().starts_with("granted"));
     }
 
@@ -187,9 +199,9 @@ mod tests {
     fn refusals_say_why_and_bounds_hold() {
         let mut leases = Leases::default();
         let mut answer = open(&mut leases, 1, 200);
-        leases.settle(Micros::secs(2), mib(10), mib(50), |_| Some(4));
+        leases.settle(Micros::secs(2), mib(10), mib(50), |_, _| Some(4));
         leases.refused(Micros::secs(2), 4, Shortfall::HostShort);
-        leases.settle(Micros::secs(3), mib(10), mib(50), |_| Some(4));
+        leases.settle(Micros::secs(3), mib(10), mib(50), |_, _| Some(4));
         let text = answer.try_recv().unwrap();
         assert!(text.starts_with("refused 190 MiB of 200 MiB") && text.contains("HostShort"), "{text}");
         assert!(open(&mut leases, 2, 400).try_recv().unwrap().contains("more than this VM's 512 MiB"));

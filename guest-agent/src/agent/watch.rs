@@ -214,7 +214,10 @@ impl Agent {
         }
         let (slack, resident) = (free - self.watermarks.low, self.resident);
         let mut leases = std::mem::take(&mut self.leases);
-        leases.settle(now, slack, resident, |missing| {
+        leases.settle(now, slack, resident, |missing, old| {
+            if let Some(old) = old {
+                self.withdraw(old);
+            }
             let need = Need { size: missing, sign: now, within: HINT_WITHIN };
             self.raise(now, Source::Reserve, need, free)
         });

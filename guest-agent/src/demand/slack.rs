@@ -10,7 +10,7 @@
 //!
 //! The fall of free memory alone proves nothing: a read file and an inflating balloon use it up just as fast and take
 //! no effort to undo. So the slope that counts is that of `used`, and the page counts behind it are asked for (49 us)
-//! only while free memory falls.
+//! only while free memory moves.
 //!
 //! Pure: samples and time go in, demands come out.
 
@@ -43,7 +43,7 @@ const RATE_WINDOW: Micros = Micros::millis(20);
 const RATE_SPAN_MIN: Micros = Micros::millis(4);
 /// Use that proves nothing: one huge page, one balloon chunk, the per-CPU drift of the page counters.
 const NOISE: Bytes = Bytes::mib(2);
-/// Page counts are asked for once free memory fell by this much since they were last read.
+/// Page counts are asked for once free memory moved by this much since they were last read.
 const ASK_AFTER: Bytes = Bytes(512 << 10);
 /// A fall teaches its rate when it was this large and this long: shorter ones are steps, not rates.
 const TEACHES: (Bytes, Micros) = (Bytes::mib(32), Micros::millis(100));
@@ -213,10 +213,11 @@ impl SlackWatch {
         rate.share(2 * self.loop_time.0, 1_000_000) + self.base()
     }
 
-    /// Whether the next [`Look`] needs its detail: free memory fell since it was last read.
+    /// Whether the next [`Look`] needs its detail: free memory moved since it was last read. A rise needs it as well:
+    /// what the balloon gave would otherwise look like use when the next fall is explained.
     #[must_use]
     pub fn wants_detail(&self, free: Bytes) -> bool {
-        self.free_at_detail.is_none_or(|then| free + ASK_AFTER <= then)
+        self.free_at_detail.is_none_or(|then| free.0.abs_diff(then.0) >= ASK_AFTER.0)
             || (self.fall.is_some() && free < self.free_then)
             || self.outstanding.is_some()
             || free < self.low + self.base()
@@ -279,9 +280,6 @@ impl SlackWatch {
         if let Some(detail) = look.detail {
             self.detail = detail;
             self.free_at_detail = Some(look.free);
-        } else if self.free_at_detail.is_some_and(|then| look.free > then) {
-            // Rising memory needs no explanation, but the next fall counts from here.
-            self.free_at_detail = Some(look.free);
         }
         self.slack = look.free - self.low;
         let used = -(signed(look.free) + signed(self.detail.file) + signed(self.detail.ballooned));
@@ -302,7 +300,8 @@ impl SlackWatch {
         if self.fall.is_some() || self.outstanding.is_some() {
             return PERIOD_MOVING;
         }
-        let spare = self.slack - self.trip(self.highest_rate);
+        // Half of the trip line's factor of two may be spent between two looks: what is left still covers one reaction.
+        let spare = self.slack - self.highest_rate.share(self.loop_time.0, 1_000_000) - self.base();
         let until_trip = span(spare, self.highest_rate);
         let floor = if now - self.moved_at >= STILL_AFTER { PERIOD_STILL } else { PERIOD_MOVING };
         until_trip.clamp(floor, PERIOD_MAX)
