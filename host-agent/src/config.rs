@@ -176,7 +176,12 @@ impl Source<'_> {
         let before = self.text.get(..at).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
-        ConfigError { file: self.file.to_owned(), at: Some((line, column)), vm: self.vm_at(line), problem: problem.into() }
+        ConfigError {
+            file: self.file.to_owned(),
+            at: Some((line, column)),
+            vm: self.vm_at(line),
+            problem: problem.into(),
+        }
     }
 
     /// The name in the `[[vm]]` table around a line.

@@ -13,7 +13,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod daemon;
-// pub mod doctor;
+pub mod doctor;
 pub mod hypervisor;
 pub mod journal;
 pub mod replay;

@@ -1,5 +1,8 @@
 //! The QMP backend against real QEMUs, and against monitors that misbehave.
 
+// The helpers of a test fail as the test does.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use ballast_host::hypervisor::{DEADLINE, Error, Event, Hypervisor, Qmp, State, What};
@@ -71,7 +74,7 @@ fn a_real_guest_from_start_to_end() {
     ];
     // The backend is there first, as after a host's boot.
     let (qmp, vm, mut events) = connect(directory.path());
-    wait_for("a first attempt", || (qmp.order(&vm, SIZE) == Err(Error::Off(vm.clone()))).then_some(()));
+    assert_eq!(qmp.order(&vm, SIZE), Err(Error::Off(vm.clone())));
     assert_eq!(qmp.vms(), Ok(vec![]));
     let mut machine = qemu(directory.path(), &boot);
     expect_event(&mut events, "guest", |w| *w == What::Started, "Started");
@@ -109,6 +112,7 @@ fn a_real_guest_from_start_to_end() {
     say(directory.path(), "system_reset");
     expect_event(&mut events, "guest", |w| *w == What::Reset, "Reset");
     // The new kernel's driver obeys too.
+    let smaller = smaller - Bytes::mib(8);
     qmp.order(&vm, smaller).unwrap();
     wait_for("the balloon to fill after a reboot", || (qmp.balloon(&vm).unwrap() == smaller).then_some(()));
 
@@ -217,7 +221,8 @@ fn monitor(path: PathBuf, answer: impl Fn(&str) -> Option<String> + Send + 'stat
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
             let _ = stream.write_all(b"{\"QMP\":{}}\r\n");
             while let Some(Ok(line)) = lines.next() {
-                let reply = if line.contains("qmp_capabilities") { Some("{\"return\":{}}\r\n".into()) } else { answer(&line) };
+                let reply =
+                    if line.contains("qmp_capabilities") { Some("{\"return\":{}}\r\n".into()) } else { answer(&line) };
                 match reply {
                     Some(reply) if stream.write_all(reply.as_bytes()).is_ok() => {}
                     _ => break,
@@ -258,6 +263,22 @@ fn a_reply_without_the_figure_is_an_error_and_not_a_zero() {
     expect_event(&mut events, "guest", |w| *w == What::Started, "Started");
     let error = qmp.balloon(&vm).unwrap_err();
     assert!(matches!(&error, Error::Malformed { why, .. } if why.contains("actual")), "{error}");
+}
+
+#[test]
+fn a_monitor_whose_queue_is_full_holds_nobody_for_ever() {
+    let directory = directory();
+    let path = directory.path().join("q");
+    // Nobody accepts, and the queue takes no more.
+    let listener = UnixListener::bind(&path).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let _queued = UnixStream::connect(&path).unwrap();
+    let begin = Instant::now();
+    let (qmp, vm, _events) = connect(directory.path());
+    let error = qmp.balloon(&vm).unwrap_err();
+    assert!(matches!(error, Error::Deadline { .. } | Error::Unreachable { .. }), "{error}");
+    drop(qmp);
+    assert!(begin.elapsed() < DEADLINE * 3, "{:?}", begin.elapsed());
 }
 
 #[test]

@@ -25,7 +25,10 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
     let daemon = &raw.daemon;
     let port = match &daemon.port {
         Some(port) if matches!(*port.get_ref(), 0 | u32::MAX) => {
-            return Err(source.error(port.span().start, format!("port {} cannot be listened on; the usual one is {DEFAULT_PORT}", port.get_ref())));
+            return Err(source.error(
+                port.span().start,
+                format!("port {} cannot be listened on; the usual one is {DEFAULT_PORT}", port.get_ref()),
+            ));
         }
         port => port.as_ref().map_or(DEFAULT_PORT, |p| *p.get_ref()),
     };
@@ -68,7 +71,9 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
 fn journal(source: &Source<'_>, raw: &raw::Journal, state_dir: &Path) -> Result<Journal, ConfigError> {
     let max_size = raw.max_size.as_ref().map_or(JOURNAL_SIZE, |s| s.get_ref().0);
     if let Some(size) = raw.max_size.as_ref().filter(|_| max_size < LEAST_JOURNAL) {
-        return Err(source.error(size.span().start, format!("max-size {max_size} is too little; at least {LEAST_JOURNAL}")));
+        return Err(
+            source.error(size.span().start, format!("max-size {max_size} is too little; at least {LEAST_JOURNAL}"))
+        );
     }
     Ok(Journal {
         enabled: raw.enabled.unwrap_or(true),
@@ -81,7 +86,8 @@ fn libvirt(source: &Source<'_>, raw: Option<&raw::Libvirt>) -> Result<Option<Lib
     let Some(raw) = raw else { return Ok(None) };
     let uri = match &raw.uri {
         Some(uri) if !uri.get_ref().contains(':') => {
-            return Err(source.error(uri.span().start, format!("`{}` is not a libvirt URI; the usual one is {URI}", uri.get_ref())));
+            return Err(source
+                .error(uri.span().start, format!("`{}` is not a libvirt URI; the usual one is {URI}", uri.get_ref())));
         }
         uri => uri.as_ref().map_or(URI, |u| u.get_ref()).to_owned(),
     };
@@ -127,7 +133,8 @@ fn vm(
         (_, _, Some(cid)) => {
             // vsock(7): 0 is the hypervisor, 2 the host, -1 any. 1 is loopback: both agents in one guest, as in tests.
             if matches!(*cid.get_ref(), 0 | 2 | u32::MAX) {
-                return Err(source.error(cid.span().start, format!("cid {} is no guest's; guests have 3 and above", cid.get_ref())));
+                return Err(source
+                    .error(cid.span().start, format!("cid {} is no guest's; guests have 3 and above", cid.get_ref())));
             }
             taken.claim("cid", cid.get_ref(), cid.span().start)?;
             Some(Address::Cid(*cid.get_ref()))
@@ -181,7 +188,9 @@ impl Taken<'_> {
             None => Ok(()),
             Some(first) => {
                 let line = self.source.text[..first].matches('\n').count() + 1;
-                Err(self.source.error(at, format!("{key} `{value}` is used already in line {line}; each VM needs its own")))
+                Err(self
+                    .source
+                    .error(at, format!("{key} `{value}` is used already in line {line}; each VM needs its own")))
             }
         }
     }
@@ -191,7 +200,10 @@ fn path(source: &Source<'_>, raw: Option<&Spanned<PathBuf>>, key: &str) -> Resul
     match raw {
         Some(path) if !path.get_ref().is_absolute() => Err(source.error(
             path.span().start,
-            format!("{key} `{}` is not absolute; a daemon has no directory of its own, begin with /", path.get_ref().display()),
+            format!(
+                "{key} `{}` is not absolute; a daemon has no directory of its own, begin with /",
+                path.get_ref().display()
+            ),
         )),
         path => Ok(path.map(|p| p.get_ref().clone())),
     }

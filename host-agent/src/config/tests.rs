@@ -70,10 +70,7 @@ fn a_wrong_file_is_refused_with_place_vm_and_mend() {
             "[libvirt]\n[defaults]\ncool-down = \"2 parsecs\"\n",
             "b.toml:3:13: `2 parsecs` is not a time; write for example 2s or 500ms",
         ),
-        (
-            "[libvirt]\n[defaults]\ncooldown = \"2s\"\n",
-            "b.toml:3:1: unknown key `cooldown`; did you mean `cool-down`?",
-        ),
+        ("[libvirt]\n[defaults]\ncooldown = \"2s\"\n", "b.toml:3:1: unknown key `cooldown`; did you mean `cool-down`?"),
         (
             "[[vm]]\nname = \"web\"\nqmp = \"/q\"\ncolour = \"red\"\n",
             "b.toml:4:1: VM `web`: unknown key `colour`; known are name, qmp, vsock, cid, min, max, headroom, step, \

@@ -147,7 +147,8 @@ pub enum What {
     Paused,
     /// They run again.
     Resumed,
-    /// It was reset: its balloon will be empty and its agent is gone.
+    /// It was reset: its balloon is empty and its agent is gone. QEMU goes on reporting what the old kernel's balloon
+    /// held until the new kernel's driver moves it for the first time; if it is never told to move, for ever.
     Reset,
     /// The guest keeps this much now. Once a second at most; while it matters, ask.
     BalloonMoved(Bytes),

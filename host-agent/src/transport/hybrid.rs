@@ -58,8 +58,7 @@ impl Drop for Socket {
 }
 
 async fn listen(vm: &VmName, vsock: &Path, path: &Path) -> Result<(UnixListener, Metadata), Error> {
-    let failed =
-        |doing| move |source| Error::Hybrid { vm: vm.clone(), path: path.to_owned(), doing, source };
+    let failed = |doing| move |source| Error::Hybrid { vm: vm.clone(), path: path.to_owned(), doing, source };
     let directory = path.parent().unwrap_or(Path::new("/"));
     DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(failed("make its directory"))?;
     let directory = File::open(directory).map_err(failed("open its directory"))?;

@@ -170,7 +170,7 @@ async fn a_flood_of_one_vm_is_slowed_down_and_no_other_vm_notices() {
             break;
         }
     }
-    assert!(begin.elapsed() < Duration::from_millis(200), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
     flood.abort();
 }
 

@@ -51,10 +51,10 @@ pub fn initramfs(directory: &Path) -> PathBuf {
     );
     std::fs::write(tree.join("init"), init).unwrap();
     let image = directory.join("i.cpio");
-    run(Command::new("sh").current_dir(&tree).arg("-c").arg(format!(
-        "chmod 755 init && find . -mindepth 1 | cpio --quiet -o -H newc > {}",
-        image.display()
-    )));
+    run(Command::new("sh")
+        .current_dir(&tree)
+        .arg("-c")
+        .arg(format!("chmod 755 init && find . -mindepth 1 | cpio --quiet -o -H newc > {}", image.display())));
     image
 }
 

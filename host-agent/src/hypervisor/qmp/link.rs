@@ -12,6 +12,7 @@
 use crate::hypervisor::{DEADLINE, Event, Events, What};
 use ballast_planner::VmName;
 use ballast_protocol::Bytes;
+use rustix::net;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -57,7 +58,8 @@ struct Shared {
     path: PathBuf,
     events: Events,
     state: Mutex<State>,
-    stopping: Condvar,
+    /// `connection` or `stop` has changed.
+    changed: Condvar,
 }
 
 #[derive(Debug)]
@@ -72,6 +74,8 @@ struct State {
 
 #[derive(Debug)]
 enum Connection {
+    /// The first attempt is under way.
+    Pending,
     Up(UnixStream),
     /// Nobody listens.
     Off,
@@ -80,14 +84,9 @@ enum Connection {
 
 impl Link {
     pub fn new(vm: VmName, path: PathBuf, events: Events) -> Self {
-        let state = State {
-            stop: false,
-            connection: Connection::Down("not connected yet".into()),
-            connected: 0,
-            next_id: 1,
-            waiting: BTreeMap::new(),
-        };
-        let shared = Arc::new(Shared { vm, path, events, state: Mutex::new(state), stopping: Condvar::new() });
+        let state =
+            State { stop: false, connection: Connection::Pending, connected: 0, next_id: 1, waiting: BTreeMap::new() };
+        let shared = Arc::new(Shared { vm, path, events, state: Mutex::new(state), changed: Condvar::new() });
         let reader = std::thread::Builder::new().name(format!("qmp {}", shared.vm)).spawn({
             let shared = shared.clone();
             move || shared.run()
@@ -111,7 +110,11 @@ impl Link {
         let until = Instant::now() + DEADLINE;
         let (sender, receiver) = sync_channel(1);
         let id = {
-            let mut state = self.shared.lock();
+            // Who calls right after the start waits for the first attempt rather than learn that there was none.
+            let state = self.shared.lock();
+            let pending = |s: &mut State| matches!(s.connection, Connection::Pending);
+            let waited = self.shared.changed.wait_timeout_while(state, DEADLINE, pending);
+            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             let id = state.next_id;
             let mut line = match arguments {
                 Some(arguments) => json!({ "execute": command, "arguments": arguments, "id": id }),
@@ -122,6 +125,7 @@ impl Link {
             // One write, under the lock: two callers' lines must not mix.
             let written = match &mut state.connection {
                 Connection::Up(stream) => stream.write_all(line.as_bytes()),
+                Connection::Pending => return Err(CallError::Deadline),
                 Connection::Off => return Err(CallError::Off),
                 Connection::Down(why) => return Err(CallError::Down(why.clone())),
             };
@@ -153,7 +157,7 @@ impl Drop for Link {
             state.stop = true;
             state.hang_up();
         }
-        self.shared.stopping.notify_all();
+        self.shared.changed.notify_all();
         if let Some(reader) = self.reader.take() {
             // A reader that panicked has nothing left to say.
             let _ = reader.join();
@@ -212,7 +216,7 @@ impl Shared {
                         self.tell(What::Stopped);
                     }
                     let state = self.lock();
-                    drop(self.stopping.wait_timeout_while(state, pause, |s| !s.stop));
+                    drop(self.changed.wait_timeout_while(state, pause, |s| !s.stop));
                     pause = (pause * 2).min(LAST_PAUSE);
                 }
             }
@@ -221,8 +225,8 @@ impl Shared {
 
     /// A stream that speaks QMP, for reading and for writing, and the process at its other end.
     fn connect(&self) -> io::Result<(BufReader<UnixStream>, UnixStream, i32)> {
-        let stream = UnixStream::connect(&self.path)?;
-        let peer = rustix::net::sockopt::socket_peercred(&stream)?.pid.as_raw_nonzero().get();
+        let stream = connect(&self.path)?;
+        let peer = net::sockopt::socket_peercred(&stream)?.pid.as_raw_nonzero().get();
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
         let mut writer = stream.try_clone()?;
@@ -256,6 +260,7 @@ impl Shared {
         let mut state = self.lock();
         state.connected += 1;
         state.connection = Connection::Up(stream);
+        self.changed.notify_all();
         !state.stop
     }
 
@@ -264,6 +269,7 @@ impl Shared {
         state.connection = connection;
         // Dropping the senders tells the callers.
         state.waiting.clear();
+        self.changed.notify_all();
     }
 
     /// Delivers replies and events; returns why the stream ended.
@@ -284,6 +290,14 @@ impl Shared {
             }
         }
     }
+}
+
+/// Connects, with a deadline: the standard library would wait for ever in the queue of a QEMU that hangs.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = net::socket_with(net::AddressFamily::UNIX, net::SocketType::STREAM, net::SocketFlags::CLOEXEC, None)?;
+    net::sockopt::set_socket_timeout(&socket, net::sockopt::Timeout::Send, Some(DEADLINE))?;
+    net::connect(&socket, &net::SocketAddrUnix::new(path)?)?;
+    Ok(UnixStream::from(socket))
 }
 
 fn reply(mut line: Value) -> Reply {
