@@ -80,10 +80,13 @@ impl Absorber {
     #[must_use]
     pub fn new(groups: &[PathBuf], note: &Path) -> Self {
         let mut scratch = Scratch::default();
-        let groups: Vec<Group> = groups.iter().filter_map(|dir| open(dir, &mut scratch)).collect();
+        let mut groups: Vec<Group> = groups.iter().filter_map(|dir| open(dir, &mut scratch)).collect();
         let text: String = groups.iter().map(|g| format!("{}\n", g.dir.display())).collect();
-        if let Err(e) = std::fs::write(note, text) {
-            log!(Warn, "cannot write {}, a crash would leave limits behind: {}", note.display(), Chain(&e));
+        let noted = note.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(note, text));
+        if let Err(e) = noted {
+            // Without the note a crash would leave limits that nobody lifts.
+            log!(Error, "the absorber stays off: cannot write {}: {}", note.display(), Chain(&e));
+            groups.clear();
         }
         log!(Info, "the absorber holds {} cgroups", groups.len());
         Self {

@@ -115,6 +115,7 @@ struct Agent {
     slack: SlackWatch,
     next_look: Micros,
     committed: CommittedWatch,
+    committed_at: Micros,
     next_committed: Micros,
     /// Anonymous, shared and swapped-out memory at the last reading.
     resident: Bytes,
@@ -212,6 +213,7 @@ impl Agent {
             slack: SlackWatch::new(watermarks.low, total),
             next_look: now,
             committed: CommittedWatch::default(),
+            committed_at: Micros::ZERO,
             next_committed: now,
             resident: Bytes::ZERO,
             edges: Edges::default(),
@@ -246,7 +248,7 @@ impl Agent {
     fn next_wake(&self, now: Micros) -> Micros {
         let telemetry = self.session.telemetry_due(self.is_busy(now), self.reported_at);
         let absorber = self.absorber.as_ref().map_or(Micros::MAX, Absorber::deadline);
-        self.next_look.min(self.session.deadline()).min(telemetry).min(self.next_committed).min(absorber)
+        self.next_look.min(self.session.deadline()).min(telemetry).min(absorber)
     }
 
     fn on_link(&mut self, now: Micros, event: Event) -> Result<(), AgentError> {

@@ -39,9 +39,6 @@ impl Agent {
         if let Some(event) = self.session.check(now) {
             self.on_link(now, event)?;
         }
-        if now >= self.next_committed {
-            self.read_committed(now)?;
-        }
         if now >= self.next_look {
             self.look(now)?;
         } else {
@@ -71,9 +68,11 @@ impl Agent {
                 job.stop.now();
             }
             // The size of what has begun to fall may stand in Committed_AS: ask for all of it in one demand.
-            if now + COMMITTED_MOVING < self.next_committed || need.is_some() {
-                self.read_committed(now)?;
-            }
+            self.next_committed = self.next_committed.min(self.committed_at + COMMITTED_MOVING);
+        }
+        // Never a wake-up of its own: under emulation a wake-up costs more than all it does.
+        if now >= self.next_committed || need.is_some() {
+            self.read_committed(now)?;
         }
         if let Some(need) = need.filter(|_| self.raised_at != Some(now)) {
             self.raise(now, Source::Slack, need, free);
@@ -87,6 +86,8 @@ impl Agent {
             self.next_look = self.next_look.min(now + RELIEF_PERIOD);
         } else if self.leases.is_waiting() {
             self.next_look = self.next_look.min(now + LEASE_PERIOD);
+        } else if self.committed.is_standing() {
+            self.next_look = self.next_look.min(now + COMMITTED_MOVING);
         }
         Ok(())
     }
@@ -132,6 +133,7 @@ impl Agent {
     fn read_committed(&mut self, now: Micros) -> Result<(), AgentError> {
         let m = self.sensors.meminfo()?;
         self.resident = m.resident();
+        self.committed_at = now;
         let slack = m.free - self.watermarks.low;
         let promise = Promise { at: now, committed: m.committed, resident: self.resident, slack };
         let hint = self.committed.sample(promise);

@@ -300,8 +300,8 @@ impl SlackWatch {
         if self.fall.is_some() || self.outstanding.is_some() {
             return PERIOD_MOVING;
         }
-        // Half of the trip line's factor of two may be spent between two looks: what is left still covers one reaction.
-        let spare = self.slack - self.highest_rate.share(self.loop_time.0, 1_000_000) - self.base();
+        // Half of the trip line may be spent between two looks: what is left still covers one reaction.
+        let spare = self.slack - self.trip(self.highest_rate).share(1, 2);
         let until_trip = span(spare, self.highest_rate);
         let floor = if now - self.moved_at >= STILL_AFTER { PERIOD_STILL } else { PERIOD_MOVING };
         until_trip.clamp(floor, PERIOD_MAX)
