@@ -1,6 +1,8 @@
 //! A libvirtd of the test's own, in namespaces of its own: its state is not the machine's, `/dev/kvm` is hidden from it
 //! (an unusable one makes it probe for a minute at every look-up: FACTS.md, section 0), and everything it started dies
 //! with the first process of its PID namespace, even if the test is killed.
+//!
+//! Without root it runs in a user namespace, as a user's own libvirtd ("session").
 
 use super::{Dependant, output, program, run, wait_for};
 use rustix::process::{Pid, Signal};
@@ -22,6 +24,8 @@ ln -s pts/ptmx "$1/dev/ptmx"
 mount --rbind "$1/dev" /dev
 for d in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt; do mount -t tmpfs t "$d"; done
 cp "$1/qemu.conf" /etc/libvirt/
+mkdir -p "$1/xdg/libvirt"
+cp "$1/qemu.conf" "$1/xdg/libvirt/"
 : >"$1/ready"
 while :; do sleep 1000; done
 "#;
@@ -48,18 +52,24 @@ impl Libvirtd {
             path.join("libvirtd.log").display()
         );
         std::fs::write(path.join("libvirtd.conf"), libvirtd_conf).unwrap();
-        let qemu_conf = "stdio_handler = \"file\"\nuser = \"root\"\ngroup = \"root\"\nnamespaces = []\n\
-                         security_driver = \"none\"\ncgroup_controllers = []\nremember_owner = 0\n";
+        // A session runs its VMs as its own user and can do no other.
+        let user = if is_root() { "user = \"root\"\ngroup = \"root\"\n" } else { "" };
+        let qemu_conf = format!(
+            "stdio_handler = \"file\"\n{user}namespaces = []\nsecurity_driver = \"none\"\ncgroup_controllers = []\n\
+             remember_owner = 0\n"
+        );
         std::fs::write(path.join("qemu.conf"), qemu_conf).unwrap();
 
         let mut unshare = Command::new(program("unshare"));
         unshare.args(["--mount", "--uts", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]);
-        if !rustix::process::geteuid().is_root() {
-            unshare.arg("--map-root-user");
+        if !is_root() {
+            unshare.args(["--user", "--map-current-user", "--keep-caps"]);
         }
         unshare.args(["--", "sh", "-c", NAMESPACE, "sh"]).arg(path);
         let unshare = Dependant::spawn(&mut unshare);
-        wait_for("the namespaces", || path.join("ready").exists().then_some(()));
+        wait_for("the namespaces (does this machine allow them? as root they always work)", || {
+            path.join("ready").exists().then_some(())
+        });
         let init = only_child(unshare.pid());
         let mut this = Self { directory, _unshare: unshare, init, daemon: None };
         this.start_again();
@@ -70,6 +80,9 @@ impl Libvirtd {
         assert!(self.daemon.is_none(), "it runs");
         let mut enter = self.enter();
         enter.arg(program("libvirtd")).arg("-f").arg(self.directory.path().join("libvirtd.conf"));
+        for variable in ["XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME"] {
+            enter.env(variable, self.directory.path().join("xdg"));
+        }
         self.daemon = Some(Dependant::spawn(&mut enter));
         let socket = self.socket();
         wait_for("libvirtd's socket", || UnixStream::connect(&socket).ok());
@@ -99,7 +112,8 @@ impl Libvirtd {
     }
 
     pub fn uri(&self) -> String {
-        format!("qemu:///system?socket={}", self.socket().display())
+        let whose = if is_root() { "system" } else { "session" };
+        format!("qemu:///{whose}?socket={}", self.socket().display())
     }
 
     /// `virsh`, with what it printed.
@@ -108,11 +122,17 @@ impl Libvirtd {
         String::from_utf8(output(virsh.arg("-q").arg("-c").arg(self.uri()).args(arguments))).unwrap()
     }
 
-    /// Processes with this word in their command line, as counted inside.
-    pub fn is_running(&self, word: &str) -> bool {
-        let mut enter = self.enter();
-        let script = format!("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -c -- '{word}' || true");
-        String::from_utf8(output(enter.args(["sh", "-c", &script]))).unwrap().trim() != "0"
+    /// The VM's QEMU, as numbered inside. Asked of the processes themselves, not of libvirtd.
+    pub fn qemu(&self, vm: &str) -> Option<u32> {
+        // The brackets keep the script from finding itself.
+        let script = format!("grep -l '[g]uest={vm},' /proc/[0-9]*/cmdline 2>/dev/null | cut -d/ -f3");
+        String::from_utf8(output(self.enter().args(["sh", "-c", &script]))).unwrap().trim().parse().ok()
+    }
+
+    /// As the host's OOM killer would.
+    pub fn kill_qemu(&self, vm: &str) {
+        let pid = self.qemu(vm).expect("it runs");
+        run(self.enter().args(["kill", "-9", &pid.to_string()]));
     }
 
     pub fn define(&self, name: &str, xml: &str) {
@@ -125,12 +145,25 @@ impl Libvirtd {
     fn enter(&self) -> Command {
         let mut enter = Command::new(program("nsenter"));
         enter.args(["-t", &self.init.as_raw_nonzero().to_string(), "--mount", "--uts", "--pid"]);
-        if !rustix::process::geteuid().is_root() {
+        if !is_root() {
             enter.args(["--user", "--preserve-credentials"]);
         }
         enter.arg("--");
         enter
     }
+}
+
+impl Drop for Libvirtd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.directory.path().join("libvirtd.log"));
+            eprintln!("libvirtd's log: {}", log.unwrap_or_default());
+        }
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 fn only_child(parent: Pid) -> Pid {
