@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod demo;
 mod spikes;
 
 use clap::{Parser, Subcommand};
@@ -17,12 +18,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Four arms on four guests in one interleaved run: what does ballooning cost, and what does it save?
+    Demo(demo::Demo),
     /// Random bursts against the pair, counting what the guest suffers.
     Spikes(spikes::Spikes),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
+        Command::Demo(order) => order.run(),
         Command::Spikes(order) => order.run(),
     }
 }
