@@ -24,11 +24,12 @@ pub const BOUND: Micros = Micros::millis(50);
 /// How long it then stays off.
 const OFF: Micros = Micros::secs(10);
 /// Between two updates without a grant.
-const PERIOD: Micros = Micros::millis(20);
-/// Room that is always left above use: writing less than `memory.current` would make this thread reclaim for it.
-const ROOM: Bytes = Bytes::mib(8);
+const PERIOD: Micros = Micros::millis(10);
+/// Room that is always left above use: writing less than `memory.current` would make this thread reclaim for it. At one
+/// update in [`PERIOD`] it lets 100 MiB/s through, the speed of a slow burst.
+const ROOM: Bytes = Bytes::mib(1);
 /// A limit is written only when it moves by this much: a write costs some 30 us.
-const STEP: Bytes = Bytes::mib(1);
+const STEP: Bytes = Bytes(512 << 10);
 
 /// One workload cgroup.
 #[derive(Debug)]
@@ -217,7 +218,7 @@ mod tests {
         absorber.update(Micros::secs(1), Bytes::mib(20), Bytes::mib(100));
         assert!(high(&a).starts_with(&(120u64 << 20).to_string()), "{}", high(&a));
         absorber.update(Micros::secs(2), Bytes::ZERO, Bytes::mib(100));
-        assert!(high(&a).starts_with(&(108u64 << 20).to_string()), "never under use");
+        assert!(high(&a).starts_with(&(101u64 << 20).to_string()), "never under use");
         absorber.update(Micros::secs(3), Bytes::mib(200), Bytes::mib(100));
         assert!(high(&a).starts_with("max"));
         absorber.update(Micros::secs(4), Bytes::mib(20), Bytes::mib(100));

@@ -22,11 +22,9 @@ const FIRST_MIB: u64 = 256;
 const RELIEF_GIVEN_UP: Micros = Micros::secs(1);
 /// Reliefs watched at a time; more demands than these in one second tell nothing new.
 pub(super) const RELIEFS: usize = 8;
-/// Between two readings of Committed_AS: at 160 to 330 us each under TCG (FACTS, section 6) this is 0.2 % of a CPU;
+/// Between two readings of Committed_AS: at 160 to 330 us each under TCG (FACTS, section 6) this is 0.1 % of a CPU;
 /// the start of a fall is read at once, which is when it matters.
-const COMMITTED_IDLE: Micros = Micros::millis(200);
-/// While slack is ample: no jump that fits into it is a hint.
-const COMMITTED_AMPLE: Micros = Micros::millis(400);
+const COMMITTED_IDLE: Micros = Micros::millis(400);
 /// While memory is being used, or a hint stands.
 const COMMITTED_MOVING: Micros = Micros::millis(20);
 /// Another demand raised within this is on its way still.
@@ -149,13 +147,7 @@ impl Agent {
             self.raise(now, Source::Committed, need, m.free);
         }
         self.next_committed = now
-            + if self.committed.is_standing() || self.slack.is_falling() {
-                COMMITTED_MOVING
-            } else if slack > self.total.share(1, 2) {
-                COMMITTED_AMPLE
-            } else {
-                COMMITTED_IDLE
-            };
+            + if self.committed.is_standing() || self.slack.is_falling() { COMMITTED_MOVING } else { COMMITTED_IDLE };
         Ok(())
     }
 

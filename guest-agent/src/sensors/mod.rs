@@ -134,7 +134,9 @@ impl Sensors {
     pub fn telemetry(&mut self, at: Micros, watermarks: Watermarks) -> Result<Telemetry, SensorError> {
         let m = self.meminfo()?;
         let v = self.vmstat()?;
-        let [memory_pressure, io_pressure, _] = self.pressures();
+        let scratch = &mut self.scratch;
+        let [memory_pressure, io_pressure] =
+            [&self.memory_pressure, &self.io_pressure].map(|sensor| sensor.as_ref().and_then(|p| p.read(scratch)));
         Ok(Telemetry {
             seq: 0,
             at,
