@@ -20,8 +20,7 @@ mod session;
 use super::{BalloonStatistics, DEADLINE, Error, Event, Events, Hypervisor, State, VmFacts, What};
 use ballast_planner::VmName;
 use ballast_protocol::{Bytes, KiB};
-use session::Session;
-use std::collections::BTreeMap;
+use session::{Running, Session};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
@@ -82,7 +81,7 @@ impl Libvirt {
             waiting: Arc::clone(&waiting),
             events,
             connections: 0,
-            running: BTreeMap::new(),
+            running: Running::new(),
         };
         let spawned = std::thread::Builder::new().name("libvirt".into()).spawn(move || worker.run());
         spawned.map_err(|e| failed(e.to_string()))?;
@@ -175,8 +174,8 @@ struct Worker {
     events: Events,
     /// Counts connections, so that a late word of an old one is known as such.
     connections: u64,
-    /// The VMs the daemon believes to run, each with libvirt's number for this run of it.
-    running: BTreeMap<VmName, Option<u32>>,
+    /// The VMs the daemon believes to run.
+    running: Running,
 }
 
 /// Why the worker stops doing something.
@@ -193,6 +192,9 @@ impl Worker {
             let why = match Session::open(&self.uri, self.connections, &self.sender) {
                 Ok((session, running)) => {
                     pause = FIRST_PAUSE;
+                    for (vm, _) in self.running.iter().filter(|(vm, id)| running.get(*vm) == Some(*id)) {
+                        self.tell(vm, What::ConnectionBack);
+                    }
                     self.compare(running);
                     match self.serve(session) {
                         End::Stop => return,
@@ -219,12 +221,12 @@ impl Worker {
         let _ = self.events.send(Event { vm: vm.clone(), what });
     }
 
-    /// A connection stands: what changed since the last one?
-    fn compare(&mut self, running: BTreeMap<VmName, Option<u32>>) {
+    /// A new list: what changed since the last one that no event told of? A libvirtd that starts and finds a VM dead
+    /// says nothing, and on a connection that was lost nothing can be said.
+    fn compare(&mut self, running: Running) {
         for (vm, id) in &self.running {
-            match running.get(vm) {
-                Some(now) if now == id => self.tell(vm, What::ConnectionBack),
-                _ => self.tell(vm, What::Stopped),
+            if running.get(vm) != Some(id) {
+                self.tell(vm, What::Stopped);
             }
         }
         for (vm, id) in &running {
@@ -246,6 +248,9 @@ impl Worker {
                     self.waiting.fetch_sub(1, Ordering::Relaxed);
                     if Instant::now() < expires {
                         run(Ok(&mut session));
+                    }
+                    if let Some(running) = session.take_list() {
+                        self.compare(running);
                     }
                 }
                 FromLibvirt::Closed { connection, why } if connection == self.connections => {

@@ -26,7 +26,12 @@ pub(super) struct Session {
     registration: Option<Registration>,
     /// A look-up by name is a round trip; so is the XML.
     domains: BTreeMap<VmName, Known>,
+    /// What the last list said, until the worker takes it.
+    listed: Option<Running>,
 }
+
+/// The VMs that run, each with libvirt's number for this run of it.
+pub(super) type Running = BTreeMap<VmName, Option<u32>>;
 
 struct Known {
     domain: Domain,
@@ -36,24 +41,19 @@ struct Known {
 
 impl Session {
     /// Opens a connection; also says which domains run, each with its number.
-    pub fn open(
-        uri: &str,
-        number: u64,
-        worker: &Sender<FromLibvirt>,
-    ) -> Result<(Self, BTreeMap<VmName, Option<u32>>), String> {
+    pub fn open(uri: &str, number: u64, worker: &Sender<FromLibvirt>) -> Result<(Self, Running), String> {
         let text = |e: virt::error::Error| e.message().to_owned();
         let connect = Connect::open(Some(uri)).map_err(text)?;
-        let mut session = Self { uri: uri.to_owned(), connect, registration: None, domains: BTreeMap::new() };
+        let mut session =
+            Self { uri: uri.to_owned(), connect, registration: None, domains: BTreeMap::new(), listed: None };
         // Events first, the list afterwards: what happens in between is seen twice rather than never.
         session.registration = Some(Registration::new(&session.connect, number, worker).map_err(text)?);
         // Drivers without a daemon behind them have nothing to keep alive.
         if let Err(error) = session.connect.set_keep_alive(KEEPALIVE.0, KEEPALIVE.1) {
             tracing::debug!(uri, error = error.message(), "no keepalive");
         }
-        let mut running = BTreeMap::new();
-        for domain in session.connect.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE).map_err(text)? {
-            running.insert(domain.get_name().map_err(text)?.as_str().into(), domain.get_id());
-        }
+        session.names().map_err(|e| e.to_string())?;
+        let running = session.listed.take().unwrap_or_default();
         Ok((session, running))
     }
 
@@ -65,11 +65,20 @@ impl Session {
     pub fn names(&mut self) -> Result<Vec<VmName>, Error> {
         let call = "virConnectListAllDomains";
         let domains = self.connect.list_all_domains(0).map_err(|e| self.error(call, &e, None))?;
-        let names = domains.iter().map(|d| d.get_name().map(|n| n.as_str().into()));
-        // libvirt's order is that of a hash table.
-        let mut names = names.collect::<Result<Vec<VmName>, _>>().map_err(|e| self.error(call, &e, None))?;
-        names.sort();
+        let mut all = BTreeMap::new();
+        for domain in domains {
+            let name = domain.get_name().map_err(|e| self.error(call, &e, None))?;
+            all.insert(name.as_str().into(), domain.get_id());
+        }
+        let names = all.keys().cloned().collect();
+        all.retain(|_, id| id.is_some());
+        self.listed = Some(all);
         Ok(names)
+    }
+
+    /// Which VMs ran when they were listed, if they were listed since the last time.
+    pub fn take_list(&mut self) -> Option<Running> {
+        self.listed.take()
     }
 
     pub fn facts(&mut self, vm: &VmName) -> Result<VmFacts, Error> {
