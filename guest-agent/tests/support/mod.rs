@@ -1,5 +1,8 @@
 //! A host agent that does what the test says, on a Unix socket; and the real agent binary pointed at it.
 
+// Helpers of tests, outside the `#[test]` functions that clippy.toml exempts.
+#![allow(clippy::unwrap_used)]
+
 use ballast_protocol::{
     Answer, Bytes, GuestMessage, HostMessage, MAX_FRAME, Micros, Telemetry, VERSION, Verdict, Welcome, decode, encode,
 };
