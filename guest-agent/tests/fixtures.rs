@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 fn open(kernel: &str) -> Sensors {
     let root: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/fixtures", kernel].iter().collect();
-    Sensors::open(&root).unwrap()
+    Sensors::open(&root).expect("the fixture is captured whole")
 }
 
 fn kib(n: u64) -> Bytes {
