@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod spikes;
 
@@ -20,6 +21,8 @@ struct Cli {
 enum Command {
     /// Four arms on four guests in one interleaved run: what does ballooning cost, and what does it save?
     Demo(demo::Demo),
+    /// What each part costs: messages, planner, orders, vsock, the guest agent's budget.
+    Bench(bench::Bench),
     /// Random bursts against the pair, counting what the guest suffers.
     Spikes(spikes::Spikes),
 }
@@ -27,6 +30,7 @@ enum Command {
 fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Demo(order) => order.run(),
+        Command::Bench(order) => order.run(),
         Command::Spikes(order) => order.run(),
     }
 }

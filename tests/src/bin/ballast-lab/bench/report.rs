@@ -1,0 +1,63 @@
+//! The benchmark's tables, in Markdown, so that a README can quote a run as it is.
+
+use super::budget::{self, Idle};
+use super::{Measured, Quantiles, Summary};
+use ballast_protocol::Bytes;
+use comfy_table::{CellAlignment, Table, presets};
+
+pub fn tables(summary: &Summary) -> String {
+    let mut messages = table(&["message", "bytes", "encode, ns", "decode, ns"]);
+    for m in &summary.messages {
+        let times = [format!("{:.0}", m.encode_ns), format!("{:.0}", m.decode_ns)];
+        messages.add_row([m.kind.clone(), m.bytes.to_string()].into_iter().chain(times));
+    }
+    let mut planner = table(&["planner, us", "VMs", "median", "p99"]);
+    for input in &summary.planner {
+        for (name, q) in [("telemetry", &input.telemetry_us), ("demand", &input.demand_us)] {
+            let times = [format!("{:.2}", q.median), format!("{:.2}", q.p99)];
+            planner.add_row([name.to_owned(), input.vms.to_string()].into_iter().chain(times));
+        }
+    }
+    let mut times = table(&["time, ms", "median", "p99", "samples"]);
+    for orders in &summary.orders {
+        quantiles(&mut times, &format!("order by {}", orders.backend), &orders.order_ms);
+    }
+    quantiles(&mut times, "vsock round trip", &summary.vsock_round_trip);
+    format!("{messages}\n\n{planner}\n\n{times}\n\n{}\n", agent(&summary.guest_agent))
+}
+
+fn quantiles(table: &mut Table, name: &str, figure: &Measured<Quantiles>) {
+    let cells = match figure {
+        Measured::Yes(q) => [format!("{:.2}", q.median), format!("{:.2}", q.p99), q.samples.to_string()],
+        Measured::No { not_measured } => [format!("not measured: {not_measured}"), String::new(), String::new()],
+    };
+    table.add_row([name.to_owned()].into_iter().chain(cells));
+}
+
+fn agent(budget: &Measured<budget::Budget>) -> String {
+    let b = match budget {
+        Measured::Yes(budget) => budget,
+        Measured::No { not_measured } => return format!("guest agent: not measured: {not_measured}"),
+    };
+    let kept = |guest: &Idle| format!("in a guest of {} MiB", guest.kept_mib);
+    let (squeezed, alone) = (kept(&b.squeezed), kept(&b.alone));
+    let mut agent = table(&["guest agent, idle", &squeezed, &alone, "budget"]);
+    let file = Bytes(b.file_bytes).to_string();
+    agent.add_row(["file".into(), file.clone(), file, budget::FILE.to_string()]);
+    let row = |name: &str, figure: &dyn Fn(&Idle) -> String, allowed: String| {
+        [name.to_owned(), figure(&b.squeezed), figure(&b.alone), allowed]
+    };
+    agent.add_row(row("resident", &|g| Bytes(g.resident_bytes).to_string(), budget::RESIDENT.to_string()));
+    agent.add_row(row("one CPU, %", &|g| format!("{:.2}", g.cpu_percent), format!("{:.0}", budget::CPU_PERCENT)));
+    agent.add_row(row("wire, bytes/s", &|g| format!("{:.0}", g.wire_bytes_s), format!("{:.0}", budget::WIRE_BYTES_S)));
+    agent.to_string()
+}
+
+fn table(head: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(head);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
