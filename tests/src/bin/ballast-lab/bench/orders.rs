@@ -1,7 +1,7 @@
 //! How long a hypervisor takes to accept an order, through the daemon's own backends.
 
 // The private libvirtd of the backends' own tests: it fails as a test does, which is caught here.
-#[allow(dead_code, clippy::unwrap_used, missing_debug_implementations)]
+#[allow(clippy::unwrap_used)]
 #[path = "../../../../../host-agent/tests/common/mod.rs"]
 mod common;
 
