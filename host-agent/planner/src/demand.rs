@@ -9,9 +9,12 @@
 //! nothing twice.
 
 use crate::event::{Reason, VmName};
-use crate::fleet::{Agent, Lease};
+use crate::fleet::{Agent, Lease, Vm};
 use crate::{Action, Planner};
 use ballast_protocol::{Bytes, Demand, Micros, Shortfall, Source, Verdict};
+
+/// A guest may hold this many leases: more than there are jobs in one, and a bound on what it makes us remember.
+const MOST_LEASES: usize = 1024;
 
 impl Planner {
     pub(crate) fn demand(&mut self, at: Micros, name: &VmName, demand: &Demand) {
@@ -32,12 +35,23 @@ impl Planner {
         }
         let had = vm.kept_at(demand.ballooned).min(vm.max());
         let wish = (had + demand.size).min(vm.max());
-        if demand.source == Source::Reserve {
-            vm.leases.insert(demand.id, Lease { keep: wish });
+        if demand.source == Source::Reserve && matches!(vm.agent, Agent::Alive { .. }) {
+            vm.lease(demand.id, Lease { keep: wish });
         }
         let (size, hold) = (wish - had, vm.settings.cool_down);
         self.give(at, name, wish, Reason::Demand { id: demand.id, source: demand.source });
         verdict(demand.size, size, hold)
+    }
+}
+
+impl Vm {
+    fn lease(&mut self, id: u64, lease: Lease) {
+        self.leases.insert(id, lease);
+        if self.leases.len() > MOST_LEASES {
+            // The smallest guarantees nothing as long as the others last.
+            let smallest = self.leases.iter().min_by_key(|(_, l)| l.keep).map(|(id, _)| *id);
+            smallest.and_then(|id| self.leases.remove(&id));
+        }
     }
 }
 

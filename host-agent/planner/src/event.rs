@@ -79,7 +79,7 @@ pub enum Input {
         /// Whether its vCPUs run now.
         running: bool,
     },
-    /// A VM was reset: its balloon is empty and its agent gone.
+    /// A VM was reset: its balloon is empty, whatever the hypervisor says of it, and its agent gone.
     Rebooted {
         /// Which.
         vm: VmName,
@@ -217,6 +217,8 @@ pub enum Reason {
     Settings,
     /// The daemon stops for good.
     Release,
+    /// The VM was reset: its new kernel's driver would otherwise inflate to the old kernel's target.
+    Rebooted,
 }
 
 /// What hurts a guest, in the order of how bad it is.
@@ -322,6 +324,7 @@ impl fmt::Display for Reason {
             Self::Killed => f.write_str("the OOM killer struck"),
             Self::Settings => f.write_str("the settings changed"),
             Self::Release => f.write_str("the daemon stops"),
+            Self::Rebooted => f.write_str("the VM was reset"),
         }
     }
 }

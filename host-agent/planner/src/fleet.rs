@@ -41,6 +41,8 @@ pub enum Agent {
         at: Micros,
         /// When the next step is due.
         next: Micros,
+        /// Who it is, as long as it is only silent and its session has not ended.
+        hello: Option<Hello>,
     },
 }
 
@@ -53,6 +55,8 @@ pub struct Order {
     pub at: Micros,
     /// What the VM kept then.
     pub from: Bytes,
+    /// What it had been told to keep.
+    pub before: Bytes,
     /// What it is to keep.
     pub target: BalloonTarget,
     /// Why.
@@ -65,6 +69,18 @@ impl Order {
     pub fn is_taking(&self) -> bool {
         self.target.bytes() < self.from
     }
+}
+
+/// What is known of the hypervisor's figure after a reset: QEMU goes on reporting the old kernel's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Leftover {
+    /// It is this kernel's.
+    #[default]
+    None,
+    /// It has not been read since the reset.
+    Awaited,
+    /// This is the old kernel's; another one will be the new one's.
+    Figure(Bytes),
 }
 
 /// A lease: an application said that it needs memory, and has not yet said that it is done.
@@ -142,6 +158,12 @@ pub struct Vm {
     pub watch: Micros,
     /// Whether the missing deflate-on-oom was told.
     pub told_no_deflate: bool,
+    /// Whether `actual` is the hypervisor's figure, or the guest's as long as that is left over from before a reset.
+    pub leftover: Leftover,
+    /// All of its memory goes back to it, and nothing is taken any more.
+    pub released: bool,
+    /// The hypervisor refused an order: nothing is given by our own will before this.
+    pub retry: Micros,
 }
 
 /// The first block after a taking that a guest could not follow; doubled each time, up to [`LONGEST_BLOCK`].
@@ -173,6 +195,9 @@ impl Vm {
             holding: Holding::Stale,
             watch: Micros::ZERO,
             told_no_deflate: false,
+            leftover: Leftover::None,
+            released: false,
+            retry: Micros::ZERO,
             facts,
         }
     }
@@ -214,8 +239,11 @@ impl Vm {
         self.actual.map_or(self.aim, |a| a.what)
     }
 
-    /// Nothing is taken for a while, for longer each time.
+    /// Nothing is taken for a while, for longer each time, unless the last time is long past.
     pub fn block(&mut self, at: Micros) {
+        if at >= self.blocked_until + LONGEST_BLOCK {
+            self.block = FIRST_BLOCK;
+        }
         self.blocked_until = at + self.block;
         self.block = (self.block + self.block).min(LONGEST_BLOCK);
     }

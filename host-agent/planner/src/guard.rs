@@ -3,7 +3,7 @@
 //! - P1: never below the configured minimum, a lease, or the guest's floor;
 //! - P3: nothing is taken on stale or disbelieved data; giving needs no data;
 //! - P4: nothing is taken while an order is under way;
-//! - never above the maximum.
+//! - never above the maximum, except that a maximum which was lowered is no reason to take all at once.
 
 use crate::event::Holding;
 use crate::fleet::{Agent, Vm};
@@ -28,11 +28,12 @@ pub const FRESH: Micros = Micros::millis(2_500);
 /// Balloon statistics come once in five seconds at best; their age is the guest's, not ours.
 pub const FRESH_STATISTICS: Micros = Micros::secs(15);
 
-/// A target that does not shrink the guest. Always possible: too much memory harms nobody but the host's budget.
+/// A target that does not shrink the guest, not even when its maximum was lowered: that is a taking like any other.
+/// Always possible: too much memory harms nobody but the host's budget.
 #[must_use]
 pub fn giving(vm: &Vm, wish: Bytes) -> BalloonTarget {
     let floor = vm.floor().unwrap_or_default();
-    BalloonTarget(wish.max(vm.aim).max(vm.guaranteed()).max(floor).min(vm.max()))
+    BalloonTarget(wish.max(vm.guaranteed()).max(floor).min(vm.max()).max(vm.aim))
 }
 
 /// A target that shrinks the guest, or why not.
@@ -53,7 +54,7 @@ pub fn taking(vm: &Vm, wish: Bytes, at: Micros) -> Result<BalloonTarget, Holding
     if vm.aim <= floor {
         return Err(Holding::AtFloor);
     }
-    let target = wish.max(lowest).max(floor).min(vm.aim).min(vm.max());
+    let target = wish.max(lowest).max(floor).min(vm.aim);
     if target == vm.aim { Err(Holding::Settled) } else { Ok(BalloonTarget(target)) }
 }
 
@@ -62,7 +63,7 @@ pub fn taking(vm: &Vm, wish: Bytes, at: Micros) -> Result<BalloonTarget, Holding
 /// # Errors
 /// Why not.
 pub fn may_take(vm: &Vm, at: Micros) -> Result<(), Holding> {
-    if vm.settings.exempt {
+    if vm.settings.exempt || vm.released {
         return Err(Holding::Exempt);
     }
     if !vm.facts.balloon {
@@ -103,14 +104,24 @@ pub fn may_take(vm: &Vm, at: Micros) -> Result<(), Holding> {
     }
 }
 
+/// Whether it is known that the balloon does not let go when the guest runs out.
+#[must_use]
+pub fn lacks_deflate_on_oom(vm: &Vm) -> bool {
+    vm.facts.deflate_on_oom == Some(false) || by_guest(vm) == Some(false)
+}
+
+fn by_guest(vm: &Vm) -> Option<bool> {
+    match &vm.agent {
+        Agent::Alive { hello, .. } => hello.capabilities.balloon.map(|b| b.deflate_on_oom),
+        Agent::Never | Agent::Lost { .. } => None,
+    }
+}
+
 /// Whether the balloon lets go when the guest runs out: by the hypervisor, else by the guest's driver, else unknown
 /// and taken for no.
 #[must_use]
 pub fn deflates_on_oom(vm: &Vm) -> bool {
-    let by_guest = match &vm.agent {
-        Agent::Alive { hello, .. } => hello.capabilities.balloon.map(|b| b.deflate_on_oom),
-        Agent::Never | Agent::Lost { .. } => None,
-    };
+    let by_guest = by_guest(vm);
     // Both must not say no: the device offers it, the driver has to accept it.
     by_guest != Some(false) && vm.facts.deflate_on_oom.or(by_guest).unwrap_or(false)
 }

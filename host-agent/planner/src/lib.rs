@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+mod balloon;
 mod config;
 mod demand;
 mod event;
@@ -26,7 +27,7 @@ pub use config::VmSettings;
 pub use event::{
     Action, Facts, Holding, Input, Notice, Reason, Statistics, Trouble, VmName, shortfall_text, source_name,
 };
-pub use fleet::{Agent, Counts, Order, Stamped, Vm};
+pub use fleet::{Agent, Counts, Leftover, Order, Stamped, Vm};
 pub use guard::BalloonTarget;
 pub use status::VmStatus;
 
@@ -54,6 +55,12 @@ const DECAY_EVERY: Micros = Micros::secs(5);
 const DECAY_SHARE: u64 = 16;
 /// The balloon's own moves below this are rounding, not self-deflation.
 const SELF_DEFLATION: Bytes = Bytes::mib(4);
+/// A hypervisor that refused an order is not asked again by our own will for so long.
+const RETRY: Micros = Micros::secs(1);
+/// More rounds than any decision takes, see [`Planner::decide`].
+const ROUNDS: usize = 16;
+/// When a decision that did not come to an end is tried again.
+const LATE: Micros = Micros::secs(1);
 /// How long after an order has been followed the balloon still counts as having been moved by it.
 const AT_REST: Micros = Micros::secs(2);
 
@@ -114,22 +121,11 @@ impl Planner {
                 return;
             }
             Input::Running { vm, running } => {
-                self.with(&vm, |v| {
-                    v.facts.running = running;
-                    if running {
-                        // A paused guest can neither speak nor move its balloon; both waits begin anew.
-                        if let Agent::Alive { heard, .. } = &mut v.agent {
-                            *heard = at;
-                        }
-                        if let Some(order) = &mut v.order {
-                            order.at = at;
-                        }
-                    }
-                });
+                self.with(&vm, |v| v.runs(at, running));
                 vm
             }
             Input::Rebooted { vm } => {
-                self.with(&vm, |v| v.rebooted(at));
+                self.rebooted(at, &vm);
                 vm
             }
             Input::Guest { vm, message } => {
@@ -153,8 +149,8 @@ impl Planner {
                 vm
             }
             Input::Release { vm } => {
-                self.give(at, &vm, Bytes::MAX, Reason::Release);
-                return;
+                self.with(&vm, |v| v.released = true);
+                vm
             }
             Input::HypervisorLost { vm } => {
                 self.with(&vm, |v| {
@@ -199,34 +195,31 @@ impl Planner {
 
     /// A VM is there, or is described anew.
     fn appeared(&mut self, at: Micros, name: &VmName, facts: Facts, settings: VmSettings) {
-        let (actual, has_balloon) = (facts.actual, facts.balloon);
+        let actual = facts.actual;
         match self.vms.get_mut(name) {
             Some(vm) => {
                 let settings_changed = vm.settings != settings;
-                let was_unreachable = vm.actual.is_none();
-                let agent_deflate = vm.facts.deflate_on_oom;
+                let running = facts.running;
+                // With memory plugged or unplugged, what was ordered before means something else.
+                let resized = vm.facts.max != facts.max && vm.order.is_none();
+                let known_deflate = vm.facts.deflate_on_oom;
                 vm.settings = settings;
-                vm.facts = Facts { deflate_on_oom: facts.deflate_on_oom.or(agent_deflate), ..facts };
-                if was_unreachable {
-                    // Whatever happened meanwhile, the VM is taken as it is found, as when it was new.
-                    vm.aim = actual;
-                    vm.settled = at;
-                    vm.reactive.disturb(at);
+                let ran = vm.facts.running;
+                vm.facts = Facts { deflate_on_oom: facts.deflate_on_oom.or(known_deflate), running: ran, ..facts };
+                if running != ran {
+                    vm.runs(at, running);
                 }
-                vm.actual = Some(Stamped { at, what: actual });
-                if was_unreachable && has_balloon {
-                    self.give(at, name, actual, Reason::Adopted);
+                if resized {
+                    vm.actual = None;
                 }
+                self.balloon(at, name, actual);
                 if settings_changed {
                     self.give(at, name, Bytes::ZERO, Reason::Settings);
                 }
             }
             None => {
                 self.vms.insert(name.clone(), Vm::new(facts, settings, at));
-                if has_balloon {
-                    // Ends an order that a predecessor of this planner may have left half done (promise P9).
-                    self.order(at, name, |vm| Some(guard::giving(vm, actual)), Reason::Adopted, true);
-                }
+                self.adopt(at, name, actual);
             }
         }
         self.watch(name);
@@ -234,24 +227,34 @@ impl Planner {
 
     /// The guest said something.
     fn heard(&mut self, at: Micros, name: &VmName, message: GuestMessage) {
+        if let GuestMessage::Demand(demand) = &message {
+            // Whoever asks is answered (promise P5), known or not: giving needs no trust.
+            self.demand(at, name, demand);
+        }
         let Some(vm) = self.vms.get_mut(name) else { return };
         match (&mut vm.agent, &message) {
             (_, GuestMessage::Hello(_)) => {}
             (Agent::Alive { heard, .. }, _) => *heard = at,
+            // Silent for too long, but its session lives after all.
+            (Agent::Lost { hello, .. }, _) if hello.is_some() => {
+                if let Some(hello) = hello.take() {
+                    vm.agent = Agent::Alive { hello, heard: at };
+                    vm.reactive.greeted(at);
+                }
+            }
             // The session ensures that Hello comes first; without it nothing is believed.
             _ => return,
         }
         match message {
             GuestMessage::Hello(hello) => self.hello(at, name, hello),
             GuestMessage::Telemetry(telemetry) => self.telemetry(at, name, telemetry),
-            GuestMessage::Demand(demand) => self.demand(at, name, &demand),
             GuestMessage::Withdraw { id } => {
                 vm.leases.remove(&id);
             }
             GuestMessage::Relief(relief) => vm.reactive.relieved(&relief),
             GuestMessage::Reclaimed(answer) => vm.reactive.reclaimed(at, &answer),
-            // The session turns the first into clock figures and the second into the end of the session.
-            GuestMessage::Pong(_) | GuestMessage::Goodbye(_) => {}
+            // A demand has been answered above; the session turns the second into clock figures and the third into the end of the session.
+            GuestMessage::Demand(_) | GuestMessage::Pong(_) | GuestMessage::Goodbye(_) => {}
         }
     }
 
@@ -266,15 +269,15 @@ impl Planner {
 
     fn telemetry(&mut self, at: Micros, name: &VmName, new: Telemetry) {
         let Some(vm) = self.vms.get_mut(name) else { return };
-        let at_rest = vm.order.is_none() && at >= vm.settled + AT_REST;
+        let at_rest = vm.order.is_none() && at >= vm.settled + AT_REST && vm.leftover == Leftover::None;
+        let was_trusted = vm.trust.is_trusted();
         let actual = vm.actual.filter(|_| at_rest).map(|a| a.what);
         let old = vm.telemetry.take().map(|t| t.what);
         match vm.trust.judge(&new, old.as_ref(), vm.facts.max, actual) {
             Judgement::Unsound(why) => {
                 vm.counts.distrusted += 1;
                 // The first of a row is news.
-                let news = vm.counts.distrusted == 1 || old.is_some();
-                if news {
+                if was_trusted {
                     self.notice(name, Notice::Distrusted(why));
                 }
                 return;
@@ -289,7 +292,10 @@ impl Planner {
             _ => 0,
         };
         let hurt = vm.reactive.observe(at, &new, old.as_ref());
+        let ballooned = new.ballooned;
         vm.telemetry = Some(Stamped { at, what: new });
+        self.guests_figure(at, name, ballooned);
+        let Some(vm) = self.vms.get_mut(name) else { return };
         let aim = vm.aim;
         if killed > 0 {
             vm.counts.oom_kills += killed;
@@ -307,69 +313,50 @@ impl Planner {
 
     fn agent_lost(&mut self, at: Micros, name: &VmName, why: String) {
         let Some(vm) = self.vms.get_mut(name) else { return };
-        if !matches!(vm.agent, Agent::Alive { .. }) {
-            return;
-        }
-        vm.agent = Agent::Lost { at, next: at };
         vm.leases.clear();
-        self.notice(name, Notice::AgentSilent(why));
-    }
-
-    /// The hypervisor says what the VM keeps.
-    fn balloon(&mut self, at: Micros, name: &VmName, actual: Bytes) {
-        let Some(vm) = self.vms.get_mut(name) else { return };
-        let before = vm.kept();
-        vm.counts.taken += before - actual;
-        vm.counts.given += actual - before;
-        vm.actual = Some(Stamped { at, what: actual });
-        match &vm.order {
-            Some(order) => {
-                let target = order.target.bytes();
-                let done = if order.is_taking() { actual <= target + NEAR } else { actual + NEAR >= target };
-                if done {
-                    vm.order = None;
-                    vm.settled = at;
-                    self.watch(name);
-                }
+        match &mut vm.agent {
+            Agent::Never => {}
+            Agent::Lost { hello, .. } => *hello = None,
+            Agent::Alive { .. } => {
+                vm.agent = Agent::Lost { at, next: at, hello: None };
+                self.notice(name, Notice::AgentSilent(why));
             }
-            None if actual > vm.aim + SELF_DEFLATION => {
-                let by_itself = actual - vm.aim;
-                vm.counts.self_deflated += 1;
-                vm.reactive.disturb(at);
-                vm.block(at);
-                let wish = actual + vm.reactive.headroom(vm);
-                self.notice(name, Notice::SelfDeflated(by_itself));
-                // Otherwise the guest's driver would fight for the old target as soon as it can.
-                self.give(at, name, wish, Reason::SelfDeflated);
-            }
-            None => {}
         }
     }
 
-    fn ordered(&mut self, at: Micros, name: &VmName, order: u64, error: Option<String>) {
+    /// Nothing was heard for too long. The session may outlive this: then the next word ends it.
+    fn silent(&mut self, at: Micros, name: &VmName, since: Micros) {
         let Some(vm) = self.vms.get_mut(name) else { return };
-        let Some(why) = error else { return };
-        if vm.order.as_ref().is_some_and(|o| o.id == order) {
-            vm.aim = vm.kept();
-            vm.order = None;
-            vm.settled = at;
-            vm.block(at);
+        if let Agent::Alive { hello, .. } = &vm.agent {
+            vm.agent = Agent::Lost { at, next: at, hello: Some(hello.clone()) };
+            self.notice(name, Notice::AgentSilent(format!("nothing heard for {since}")));
         }
-        self.notice(name, Notice::OrderRefused(why));
-        self.watch(name);
     }
 
     /// What follows from all that is known of a VM now.
     fn decide(&mut self, at: Micros, name: &VmName) {
-        let Some(vm) = self.vms.get_mut(name) else { return };
+        // Each round that is not the last gives an order or ends a wait, so that two or three do. The bound makes a
+        // mistake in a law a late decision instead of a daemon that hangs.
+        for _ in 0..ROUNDS {
+            if let Some(next) = self.round(at, name) {
+                self.schedule(name, (next < Micros::MAX).then_some(next));
+                return;
+            }
+        }
+        self.schedule(name, Some(at + LATE));
+    }
+
+    /// One look at a VM. `None`: something changed, look again; otherwise when to look again.
+    fn round(&mut self, at: Micros, name: &VmName) -> Option<Micros> {
+        let Some(vm) = self.vms.get_mut(name) else { return Some(Micros::MAX) };
         let mut next = Micros::MAX;
 
         if let Agent::Alive { heard, .. } = vm.agent
             && vm.facts.running
         {
             if at >= heard + SILENCE {
-                self.agent_lost(at, name, format!("nothing heard for {}", at - heard));
-                return self.decide(at, name);
+                self.silent(at, name, at - heard);
+                return None;
             }
             next = next.min(heard + SILENCE);
         }
@@ -381,48 +368,48 @@ impl Planner {
             let due = order.at + patience;
             if at >= due {
                 self.stalled(at, name);
-                return self.decide(at, name);
+                return None;
             }
             next = next.min(due);
         }
 
-        if let Agent::Lost { at: lost, next: due } = vm.agent {
-            if vm.aim < vm.max() && at >= due && vm.actual.is_some() {
-                let wish = vm.aim + vm.max().share(1, DECAY_SHARE);
-                vm.agent = Agent::Lost { at: lost, next: at + DECAY_EVERY };
-                self.give(at, name, wish, Reason::Decay);
-                return self.decide(at, name);
-            }
-            if vm.aim < vm.max() {
-                next = next.min(due.max(at + Micros(1)));
-            } else {
+        if let Agent::Lost { next: due, .. } = &mut vm.agent {
+            if vm.aim >= vm.facts.max.min(vm.settings.max) || !vm.facts.balloon {
                 // All is given back: from here on it is a VM without an agent.
                 vm.agent = Agent::Never;
+                vm.leases.clear();
                 vm.by_statistics.gave(at);
+            } else if vm.actual.is_some() {
+                // Without its hypervisor nothing can be given; that it is back is an input.
+                if at >= *due {
+                    *due = at + DECAY_EVERY;
+                    let wish = vm.aim + vm.max().share(1, DECAY_SHARE);
+                    self.give(at, name, wish, Reason::Decay);
+                    return None;
+                }
+                next = next.min(*due);
             }
         }
 
-        if !vm.told_no_deflate && !matches!(vm.agent, Agent::Never) || vm.facts.deflate_on_oom == Some(false) {
-            let missing = vm.facts.balloon && !guard::deflates_on_oom(vm);
-            if missing && !vm.told_no_deflate {
-                vm.told_no_deflate = true;
-                self.notice(name, Notice::NoDeflateOnOom);
-            }
+        let missing = vm.facts.balloon && guard::lacks_deflate_on_oom(vm);
+        let unsure = vm.facts.balloon && !matches!(vm.agent, Agent::Never) && !guard::deflates_on_oom(vm);
+        if (missing || unsure) && !vm.told_no_deflate {
+            vm.told_no_deflate = true;
+            self.notice(name, Notice::NoDeflateOnOom);
         }
-        let Some(vm) = self.vms.get(name) else { return };
+        let vm = self.vms.get(name)?;
 
-        let unwanted =
-            vm.settings.exempt || (vm.facts.deflate_on_oom == Some(false) && !vm.settings.allow_without_deflate_on_oom);
+        let unwanted = vm.released || vm.settings.exempt || (missing && !vm.settings.allow_without_deflate_on_oom);
         if unwanted && vm.facts.balloon && vm.aim < vm.max() && vm.actual.is_some() {
-            self.give(at, name, Bytes::MAX, Reason::Exempt);
-            return self.decide(at, name);
+            if at >= vm.retry {
+                let reason = if vm.released { Reason::Release } else { Reason::Exempt };
+                self.give(at, name, Bytes::MAX, reason);
+                return None;
+            }
+            next = next.min(vm.retry);
         }
 
-        let holding = match self.propose(at, name) {
-            Ok(holding) => holding,
-            // Something was ordered: the order itself sets the next time.
-            Err(()) => return self.decide(at, name),
-        };
+        let holding = self.propose(at, name).ok()?;
         if let Holding::CoolingDown(until) | Holding::Blocked(until) = holding {
             next = next.min(until.max(at + Micros(1)));
         }
@@ -430,7 +417,7 @@ impl Planner {
             next = next.min(at + Micros::secs(1));
         }
         self.with(name, |vm| vm.holding = holding);
-        self.schedule(name, (next < Micros::MAX).then_some(next));
+        Some(next)
     }
 
     /// Asks the law, and has the guard judge. `Err`: an order was given.
@@ -449,6 +436,9 @@ impl Planner {
                 _ => why,
             }),
             Proposal::Give(wish, reason) => {
+                if at < vm.retry {
+                    return Ok(Holding::Blocked(vm.retry));
+                }
                 if vm.actual.is_none() || !vm.facts.balloon || !self.give(at, name, wish, reason) {
                     return Ok(Holding::NoHypervisor);
                 }
@@ -483,27 +473,6 @@ impl Planner {
         }
     }
 
-    /// A guest did not do what it was told within any reasonable time.
-    fn stalled(&mut self, at: Micros, name: &VmName) {
-        let Some(vm) = self.vms.get_mut(name) else { return };
-        let Some(order) = vm.order.take() else { return };
-        let actual = vm.kept();
-        vm.settled = at;
-        if !order.is_taking() {
-            // Nobody waits for it any more, but the target stands: the guest may take what it was given.
-            self.watch(name);
-            return;
-        }
-        vm.counts.stalled += 1;
-        vm.block(at);
-        vm.by_statistics.gave(at);
-        vm.reactive.disturb(at);
-        vm.aim = order.target.bytes();
-        let wish = actual + STALL_RELIEF;
-        self.notice(name, Notice::Stalled { target: order.target.bytes(), actual });
-        self.give(at, name, wish, Reason::Stalled);
-    }
-
     /// Gives. Returns whether anything had to be ordered.
     pub(crate) fn give(&mut self, at: Micros, name: &VmName, wish: Bytes, reason: Reason) -> bool {
         let given = self.order(at, name, |vm| Some(guard::giving(vm, wish)), reason, false);
@@ -531,13 +500,15 @@ impl Planner {
             return false;
         }
         let Some(target) = target(vm) else { return false };
-        if target.bytes() == vm.aim && !even_if_same {
+        // A giving that the guest never followed is worth repeating when somebody asks for it.
+        let undelivered = vm.order.is_none() && vm.kept() + SELF_DEFLATION < vm.aim;
+        if target.bytes() == vm.aim && !even_if_same && !undelivered {
             return false;
         }
         self.orders += 1;
         let from = vm.aim;
         vm.aim = target.bytes();
-        vm.order = Some(Order { id: self.orders, at, from: vm.kept(), target, reason: reason.clone() });
+        vm.order = Some(Order { id: self.orders, at, from: vm.kept(), before: from, target, reason: reason.clone() });
         vm.last = Some(Stamped { at, what: (target.bytes(), reason.clone()) });
         self.actions.push_back(Action::Order { vm: name.clone(), order: self.orders, target, from, reason });
         self.watch(name);
@@ -552,17 +523,6 @@ impl Planner {
             vm.watch = every;
             self.actions.push_back(Action::Watch { vm: name.clone(), every });
         }
-    }
-}
-
-impl Vm {
-    fn rebooted(&mut self, at: Micros) {
-        let (facts, settings, counts) = (self.facts.clone(), self.settings.clone(), std::mem::take(&mut self.counts));
-        let facts = Facts { actual: facts.max, ..facts };
-        let watch = self.watch;
-        *self = Self::new(facts, settings, at);
-        self.counts = counts;
-        self.watch = watch;
     }
 }
 

@@ -39,6 +39,8 @@ const PRESSURE: Micros = Micros::millis(5);
 const REFAULTS: u64 = 256;
 /// Growth and loop time are forgotten by a sixteenth each minute: half after eleven.
 const FORGET_EVERY: Micros = Micros::secs(60);
+/// After so many of them nothing is left of 4 GiB/s but rounding.
+const FORGOTTEN: u64 = 512;
 /// Under the agent's first answers the loop is taken for this long: p99 of the first MiB measured under TCG.
 const FIRST_LOOP: Micros = Micros::millis(60);
 
@@ -148,8 +150,9 @@ impl Reactive {
 
     /// Compares two reports; says what hurt in between, and how much of the last taking is to blame.
     pub fn observe(&mut self, at: Micros, new: &Telemetry, old: Option<&Telemetry>) -> Option<(Trouble, Bytes)> {
-        while self.forgot + FORGET_EVERY <= at {
-            self.forgot += FORGET_EVERY;
+        let ages = at.0.saturating_sub(self.forgot.0) / FORGET_EVERY.0;
+        self.forgot += Micros(ages * FORGET_EVERY.0);
+        for _ in 0..ages.min(FORGOTTEN) {
             self.rate = self.rate.share(15, 16);
             self.turnaround = FIRST_LOOP.max(Micros(self.turnaround.0 / 16 * 15));
         }
@@ -198,7 +201,9 @@ impl Policy for Reactive {
         };
         let slack = telemetry.free - telemetry.watermarks.low;
         let headroom = self.headroom(vm);
-        if slack < headroom.share(3, 4) && vm.order.is_none() && vm.aim < vm.max() {
+        // A report from before the last move would have the same hole filled twice.
+        let current = vm.telemetry.as_ref().is_some_and(|t| t.at >= vm.settled);
+        if slack < headroom.share(3, 4) && vm.order.is_none() && vm.aim < vm.max() && current {
             return Proposal::Give(vm.aim + (headroom - slack), Reason::Refill);
         }
         let quiet = self.unquiet + vm.settings.cool_down;
@@ -209,6 +214,11 @@ impl Policy for Reactive {
             && at < since + RECLAIM_PATIENCE
         {
             return Proposal::Hold(Holding::Reclaiming);
+        }
+        if vm.aim > vm.max() {
+            // The operator lowered the maximum; the guard still keeps the guest's floor.
+            let step = (vm.aim - vm.max()).min(vm.settings.step.max(Bytes::mib(1)));
+            return Proposal::Take(vm.aim - step, Reason::Settings);
         }
         let spare = slack - headroom;
         if spare >= DEAD_BAND {
