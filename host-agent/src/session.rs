@@ -16,8 +16,9 @@ use crate::daemon::Event;
 use ballast_planner::{SILENCE, VmName};
 use ballast_protocol::{
     Deframer, FrameError, GuestMessage, HostMessage, Hello, Limited, MAX_FRAME, Micros, OLDEST_VERSION, Ping, Pong,
-    Refusal, VERSION, Welcome, encode, negotiate,
+    Refusal, Source, VERSION, Welcome, encode, negotiate,
 };
+use std::collections::BTreeSet;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -39,6 +40,8 @@ const FIRST_PING: Micros = Micros::millis(25);
 const MESSAGES: Bucket = Bucket { per_second: 200, burst: 400, tokens: 400_000_000, filled: Micros::ZERO };
 /// Reports: 50 a second, 100 at once; five times what a busy agent sends.
 const REPORTS: Bucket = Bucket { per_second: 50, burst: 100, tokens: 100_000_000, filled: Micros::ZERO };
+/// Leases of one guest at a time. The agent's own bound is 64; each costs the daemon memory until it is withdrawn.
+const LEASES: usize = 256;
 /// Round trips over which the best is looked for: a minute's.
 const BEST_OF: usize = 60;
 /// What may wait for a guest that does not read.
@@ -156,6 +159,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let mut pings = 0;
         let mut next_ping = Instant::now();
         let mut best = RoundTrips::default();
+        let mut leases = BTreeSet::new();
         loop {
             tokio::select! {
                 biased;
@@ -191,7 +195,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                             ballast_protocol::Farewell::Shutdown => "shutdown",
                             ballast_protocol::Farewell::AgentStopped => "agent stopped",
                         }),
-                        message => Event::Guest { vm: vm.clone(), received, message },
+                        message => {
+                            match &message {
+                                GuestMessage::Demand(d) if d.source == Source::Reserve => drop(leases.insert(d.id)),
+                                GuestMessage::Withdraw { id } => drop(leases.remove(id)),
+                                _ => {}
+                            }
+                            if leases.len() > LEASES {
+                                return SessionEnd::Misbehaved("too many leases");
+                            }
+                            Event::Guest { vm: vm.clone(), received, message }
+                        }
                     };
                     if events.send(event).await.is_err() {
                         return SessionEnd::Stopping;
