@@ -44,12 +44,16 @@ fn agent(budget: &Measured<budget::Budget>) -> String {
     let mut agent = table(&["guest agent, idle", &squeezed, &alone, "budget"]);
     let file = Bytes(b.file_bytes).to_string();
     agent.add_row(["file".into(), file.clone(), file, budget::FILE.to_string()]);
-    let row = |name: &str, figure: &dyn Fn(&Idle) -> String, allowed: String| {
-        [name.to_owned(), figure(&b.squeezed), figure(&b.alone), allowed]
+    let mut row = |name: &str, figure: fn(&Idle) -> f64, allowed: f64, say: fn(f64) -> String| {
+        let cell = |g: &Idle| {
+            let over = if figure(g) > allowed { " OVER" } else { "" };
+            format!("{}{over}", say(figure(g)))
+        };
+        agent.add_row([name.to_owned(), cell(&b.squeezed), cell(&b.alone), say(allowed)]);
     };
-    agent.add_row(row("resident", &|g| Bytes(g.resident_bytes).to_string(), budget::RESIDENT.to_string()));
-    agent.add_row(row("one CPU, %", &|g| format!("{:.2}", g.cpu_percent), format!("{:.0}", budget::CPU_PERCENT)));
-    agent.add_row(row("wire, bytes/s", &|g| format!("{:.0}", g.wire_bytes_s), format!("{:.0}", budget::WIRE_BYTES_S)));
+    row("resident", |g| g.resident_bytes as f64, budget::RESIDENT.0 as f64, |n| Bytes(n as u64).to_string());
+    row("one CPU, %", |g| g.cpu_percent, budget::CPU_PERCENT, |n| format!("{n:.2}"));
+    row("wire, bytes/s", |g| g.wire_bytes_s, budget::WIRE_BYTES_S, |n| format!("{n:.0}"));
     agent.to_string()
 }
 
