@@ -22,6 +22,8 @@ mod guest;
 #[cfg(feature = "lab")]
 mod host_agent;
 #[cfg(feature = "lab")]
+mod host_pages;
+#[cfg(feature = "lab")]
 mod machine;
 #[cfg(feature = "lab")]
 mod memory;
@@ -40,6 +42,8 @@ pub use children::{Process, Turn, bursting, log_tail, sweep};
 pub use guest::{Guest, Pending};
 #[cfg(feature = "lab")]
 pub use host_agent::HostAgent;
+#[cfg(feature = "lab")]
+pub use host_pages::LargePages;
 #[cfg(feature = "lab")]
 pub use machine::{Balloon, Machine, MachineBuilder, NOISE_FILE};
 #[cfg(feature = "lab")]

@@ -26,7 +26,7 @@ pub(super) const RELIEFS: usize = 8;
 /// the start of a fall is read at once, which is when it matters.
 const COMMITTED_IDLE: Micros = Micros::millis(400);
 /// While memory is being used, or a hint stands.
-const COMMITTED_MOVING: Micros = Micros::millis(20);
+const COMMITTED_MOVING: Micros = Micros::millis(40);
 /// Another demand raised within this is on its way still.
 const ON_ITS_WAY: Micros = Micros::millis(100);
 /// What a hint expects to last when nothing is being used yet.

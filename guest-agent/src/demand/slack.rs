@@ -19,6 +19,9 @@ use ballast_protocol::{Bytes, Micros, Shortfall, Verdict};
 /// The shortest time between two looks. A look costs 2 us (`sysinfo`), the wake-up around it some 20 us: the floor
 /// costs about 1 % of a CPU and is only held while something moves.
 pub const PERIOD_MOVING: Micros = Micros::millis(2);
+/// The longest time between two looks while memory falls: two samples to each [`RATE_WINDOW`]. Looking every 2 ms cost
+/// a guest with one emulated CPU a tenth of it during a burst; like this it costs a thirtieth.
+pub const PERIOD_FALLING: Micros = Micros::millis(10);
 /// Between two looks when slack is small but nothing has moved for [`STILL_AFTER`]: at the highest rate plausible this
 /// loses 4.8 MiB of warning, and costs an eighth of [`PERIOD_MOVING`].
 pub const PERIOD_STILL: Micros = Micros::millis(16);
@@ -297,12 +300,13 @@ impl SlackWatch {
             // What is refused anyway need not be seen early; free memory is still followed for telemetry.
             return Micros::millis(20);
         }
-        if self.fall.is_some() || self.outstanding.is_some() {
-            return PERIOD_MOVING;
-        }
         // Half of the trip line may be spent between two looks: what is left still covers one reaction.
         let spare = self.slack - self.trip(self.highest_rate).share(1, 2);
         let until_trip = span(spare, self.highest_rate);
+        if self.fall.is_some() || self.outstanding.is_some() {
+            // A fall that has far to go needs no more than what its rate is measured from.
+            return Micros(until_trip.0 / 8).clamp(PERIOD_MOVING, PERIOD_FALLING);
+        }
         let floor = if now - self.moved_at >= STILL_AFTER { PERIOD_STILL } else { PERIOD_MOVING };
         until_trip.clamp(floor, PERIOD_MAX)
     }

@@ -14,6 +14,9 @@ use std::time::Duration;
 /// `target/demo/summary.json`.
 #[derive(Debug, Serialize)]
 pub struct Summary {
+    pub vcpus: u32,
+    /// Guest memory was in 64 KiB pages of the host where it could be.
+    pub large_pages: bool,
     pub arms: BTreeMap<&'static str, ArmSummary>,
     /// Each arm's figures over `static`'s, and the two ratios between other arms.
     pub ratios: BTreeMap<String, f64>,
@@ -54,7 +57,7 @@ pub struct ArmSummary {
     pub refaults: u64,
 }
 
-pub fn summary(arms: &mut [Arm], fixed: Bytes, took: Duration, journal: &Path) -> Result<Summary> {
+pub fn summary(arms: &mut [Arm], vcpus: u32, large_pages: bool, fixed: Bytes, took: Duration, journal: &Path) -> Result<Summary> {
     let mut found = BTreeMap::new();
     for arm in arms.iter_mut() {
         found.insert(arm.name, arm_summary(arm)?);
@@ -63,6 +66,8 @@ pub fn summary(arms: &mut [Arm], fixed: Bytes, took: Duration, journal: &Path) -
     let count = reactions.to_order.len();
     let ratios = ratios(&found);
     Ok(Summary {
+        vcpus,
+        large_pages,
         ratios,
         fixed_balloon_mib: fixed.as_mib(),
         demands_with_an_order: count,
@@ -186,10 +191,12 @@ pub fn table(summary: &Summary) -> String {
     let _ = writeln!(out, "demand received -> order, in the host agent: {}", pair(summary.inside_host_ms_p50, summary.inside_host_ms_p99));
     let _ = writeln!(
         out,
-        "({} demands with an order; clocks aligned by a round trip of {:.2} ms; the fixed balloon had {} MiB; {:.0} s in all)",
+        "({} demands with an order; clocks aligned by a round trip of {:.2} ms; the fixed balloon had {} MiB; {} vCPUs; guest memory in {} pages of the host; {:.0} s in all)",
         summary.demands_with_an_order,
         summary.clock_round_trip_ms.unwrap_or(f64::NAN),
         summary.fixed_balloon_mib,
+        summary.vcpus,
+        if summary.large_pages { "64 KiB" } else { "4 KiB" },
         summary.took_s
     );
     let ratio = |name: &str| summary.ratios.get(name).map_or_else(|| "-".to_owned(), |r| format!("{r:.2}"));
