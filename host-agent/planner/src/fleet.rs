@@ -67,7 +67,13 @@ impl Order {
     /// Whether it shrinks the guest.
     #[must_use]
     pub fn is_taking(&self) -> bool {
-        self.target.bytes() < self.from
+        self.shrinks_by() > Bytes::ZERO
+    }
+
+    /// By how much: from what the VM kept, or had been told to keep, whichever is more.
+    #[must_use]
+    pub fn shrinks_by(&self) -> Bytes {
+        self.from.max(self.before) - self.target.bytes()
     }
 }
 

@@ -33,7 +33,9 @@ pub const FRESH_STATISTICS: Micros = Micros::secs(15);
 #[must_use]
 pub fn giving(vm: &Vm, wish: Bytes) -> BalloonTarget {
     let floor = vm.floor().unwrap_or_default();
-    BalloonTarget(wish.max(vm.guaranteed()).max(floor).min(vm.max()).max(vm.aim))
+    // What the guest keeps already is no growth: a taking that stalls above a lowered maximum can still be undone.
+    let most = vm.max().max(vm.kept().min(vm.facts.max));
+    BalloonTarget(wish.max(vm.guaranteed()).max(floor).min(most).max(vm.aim))
 }
 
 /// A target that shrinks the guest, or why not.

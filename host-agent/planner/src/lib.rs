@@ -298,7 +298,7 @@ impl Planner {
         let Some(vm) = self.vms.get_mut(name) else { return };
         let aim = vm.aim;
         if killed > 0 {
-            vm.counts.oom_kills += killed;
+            vm.counts.oom_kills = vm.counts.oom_kills.saturating_add(killed);
             vm.block(at);
             self.notice(name, Notice::OomKills(killed));
             self.give(at, name, Bytes::MAX, Reason::Killed);
@@ -364,7 +364,7 @@ impl Planner {
         if let Some(order) = &vm.order
             && vm.facts.running
         {
-            let patience = STALL_GRACE + Micros((order.from - order.target.bytes()).share(1_000_000, STALL_RATE).0);
+            let patience = STALL_GRACE + Micros(order.shrinks_by().share(1_000_000, STALL_RATE).0);
             let due = order.at + patience;
             if at >= due {
                 self.stalled(at, name);

@@ -127,7 +127,7 @@ fn went_back(new: &Telemetry, old: &Telemetry) -> Option<String> {
     for (name, get) in pairs {
         if let (Some(new), Some(old)) = (get(n), get(o))
             // vmstat sums per-CPU deltas and may read a few events less than before (mm/vmstat.c).
-            && new + 128 < old
+            && new.saturating_add(128) < old
         {
             return Some(format!("{name} went back from {old} to {new}"));
         }

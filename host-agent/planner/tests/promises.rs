@@ -1,0 +1,204 @@
+//! The promises of DESIGN section 6, each with the test that keeps it, on simulated guests in virtual time.
+
+mod sim;
+
+use ballast_planner::{Action, Input, Planner, Reason, VmName};
+use ballast_protocol::{Bytes, Demand, GuestMessage, Micros, Source};
+use proptest::prelude::*;
+use sim::World;
+use sim::guest::{Guest, Temper};
+
+const CASES: u32 = 150;
+
+fn config(cases: u32) -> ProptestConfig {
+    // Seeds that failed belong into a test of their own, with a name.
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// Everything a planner said, one line each.
+fn lines(actions: &[(Micros, Action)]) -> Vec<String> {
+    actions.iter().map(|a| serde_json::to_string(a).expect("actions serialise")).collect()
+}
+
+/// What a planner said about one VM, without the numbers that all VMs share.
+fn about(actions: &[(Micros, Action)], vm: &VmName) -> Vec<String> {
+    let mut out = Vec::new();
+    for (at, action) in actions {
+        let mut value = serde_json::to_value(action).expect("actions serialise");
+        for kind in ["Order", "Reclaim"] {
+            if let Some(fields) = value.get_mut(kind).and_then(|v| v.as_object_mut()) {
+                fields.remove("order");
+                fields.remove("id");
+            }
+        }
+        let text = value.to_string();
+        if text.contains(&format!("\"vm\":\"{vm}\"")) {
+            out.push(format!("{at:?} {text}"));
+        }
+    }
+    out
+}
+
+proptest! {
+    #![proptest_config(config(CASES))]
+
+    /// P1, and with it P3, P4 and P5: the judge in `sim` watches every order of every run.
+    #[test]
+    fn p1_no_vm_is_ordered_below_its_floor_or_minimum(seed: u64, count in 1usize..=8) {
+        World::fleet(seed >> 1, count, Temper::Troubled).run(Micros::secs(60));
+    }
+
+    #[test]
+    fn p3_nothing_is_taken_on_stale_or_disbelieved_data(seed: u64) {
+        World::fleet(seed >> 1, 3, Temper::Malicious).run(Micros::secs(60));
+        let mut sound = World::fleet(seed >> 1, 3, Temper::Sound);
+        sound.run(Micros::secs(60));
+        prop_assert!(sound.takings > 0, "a judge who sees no taking proves nothing");
+    }
+
+    #[test]
+    fn p6_a_malicious_vm_changes_nothing_for_the_others(seed: u64, count in 2usize..=6) {
+        let seed = seed >> 1;
+        let mut honest = World::fleet(seed, count, Temper::Sound);
+        let mut guests = honest.guests.clone();
+        guests[0] = Guest::new("vm0", seed ^ 99, Temper::Malicious, Bytes::mib(512));
+        let mut spoilt = World::new(guests);
+        honest.run(Micros::secs(40));
+        spoilt.run(Micros::secs(40));
+        for guest in &honest.guests[1..] {
+            prop_assert_eq!(about(&honest.actions, &guest.name), about(&spoilt.actions, &guest.name));
+        }
+    }
+
+    #[test]
+    fn p7_the_same_inputs_give_the_same_actions_even_through_serde(seed: u64, cut in 1u64..30) {
+        let worlds = [false, true, false].map(|interrupted| {
+            let mut world = World::fleet(seed >> 1, 3, Temper::Troubled);
+            world.run(Micros::secs(cut));
+            if interrupted {
+                let text = serde_json::to_string(&world.planner).expect("the planner serialises");
+                world.planner = serde_json::from_str::<Planner>(&text).expect("and comes back");
+            }
+            world.run(Micros::secs(30));
+            lines(&world.actions)
+        });
+        prop_assert!(worlds[0].len() > 10);
+        prop_assert_eq!(&worlds[0], &worlds[1]);
+        prop_assert_eq!(&worlds[0], &worlds[2]);
+    }
+
+    #[test]
+    fn p9_a_restarted_planner_moves_no_vm_by_itself(seed: u64, cut in 1000u64..4000) {
+        let mut world = World::fleet(seed >> 1, 4, Temper::Sound);
+        world.run(Micros::millis(cut * 10));
+        let kept: Vec<Bytes> = world.guests.iter().map(Guest::kept).collect();
+        let said = world.actions.len();
+        world.restart_planner();
+        world.run(Micros::secs(1));
+        let (mut adopted, mut others) = (0, 0);
+        for (_, action) in &world.actions[said..] {
+            if let Action::Order { vm, target, reason, .. } = action {
+                let i = world.guests.iter().position(|g| g.name == *vm).expect("known");
+                match reason {
+                    Reason::Adopted => {
+                        adopted += 1;
+                        prop_assert_eq!(target.bytes(), kept[i]);
+                    }
+                    _ => {
+                        others += 1;
+                        prop_assert!(target.bytes() >= kept[i], "nothing is taken within a second of the start");
+                    }
+                }
+            }
+        }
+        prop_assert_eq!(adopted, 4);
+        prop_assert!(others < 200);
+        world.run(Micros::secs(20));
+    }
+
+    #[test]
+    fn p10_a_spike_up_to_the_maximum_kills_nobody(seed: u64, rate in 50u64..=240) {
+        let mut world = World::fleet(seed >> 1, 4, Temper::Sound);
+        world.run(Micros::secs(30));
+        for guest in &mut world.guests {
+            let goal = guest.total() - Bytes::mib(30);
+            guest.spike(goal, rate);
+        }
+        world.run(Micros::secs(25));
+        for guest in &world.guests {
+            prop_assert_eq!(guest.oom_kills, 0, "{} was killed in", &guest.name);
+            prop_assert_eq!(guest.self_deflations, 0, "{} needed the last resort", &guest.name);
+        }
+        prop_assert!(world.takings > 0);
+    }
+}
+
+#[test]
+fn p4_a_stalled_inflation_is_undone_and_blocks_takings() {
+    let mut world = World::new(vec![Guest::new("a", 1, Temper::Sound, Bytes::mib(512))]);
+    world.guests[0].hold_still();
+    while world.takings == 0 {
+        world.tick();
+        assert!(world.now < Micros::secs(20), "something is taken from an idle guest");
+    }
+    world.guests[0].stick();
+    let began = world.now;
+    world.run(Micros::secs(10));
+    let undone =
+        world.actions.iter().find(|(at, a)| *at >= began && matches!(a, Action::Order { reason: Reason::Stalled, .. }));
+    let Some((at, Action::Order { target, .. })) = undone else { panic!("the stalled order is undone") };
+    assert!(target.bytes() >= world.guests[0].kept(), "to at least what it has");
+    assert!(*at <= began + Micros::secs(9), "within its patience");
+    let takings = world.takings;
+    world.run(*at + Micros::secs(9) - world.now);
+    assert_eq!(world.takings, takings, "blocked for ten seconds");
+}
+
+#[test]
+fn p5_a_demand_is_answered_in_the_same_call_whatever_the_state() {
+    let demand = |vm: &str, size| Input::Guest {
+        vm: VmName::from(vm),
+        message: GuestMessage::Demand(Demand {
+            id: 7,
+            source: Source::Slack,
+            size,
+            sign: Micros::ZERO,
+            sent: Micros::ZERO,
+            within: Micros::ZERO,
+            free: Bytes::MAX,
+            ballooned: None,
+        }),
+    };
+    let guest = Guest::new("a", 1, Temper::Sound, Bytes::mib(512));
+    let mut no_balloon = guest.facts();
+    let Input::Vm { facts, .. } = &mut no_balloon else { panic!() };
+    facts.balloon = false;
+    let mut distrusted = guest.report(Micros::secs(1));
+    distrusted.free = Bytes::MAX;
+    let distrusted = Input::Guest { vm: guest.name.clone(), message: GuestMessage::Telemetry(distrusted) };
+    let lost = || Input::HypervisorLost { vm: guest.name.clone() };
+    let gone = || Input::AgentLost { vm: guest.name.clone(), why: "gone".to_owned() };
+    let states: Vec<Vec<Input>> = vec![
+        vec![],
+        vec![guest.facts()],
+        vec![guest.facts(), guest.hello()],
+        vec![no_balloon, guest.hello()],
+        vec![guest.facts(), guest.hello(), lost()],
+        vec![guest.facts(), guest.hello(), gone()],
+        vec![guest.facts(), guest.hello(), distrusted],
+        vec![guest.facts(), guest.hello(), Input::Rebooted { vm: guest.name.clone() }],
+    ];
+    for state in states {
+        for size in [Bytes::ZERO, Bytes::mib(64), Bytes::MAX] {
+            let mut planner = Planner::new();
+            for input in &state {
+                planner.handle(Micros::secs(1), input.clone());
+            }
+            while planner.poll_action().is_some() {}
+            planner.handle(Micros::secs(1), demand("a", size));
+            let actions: Vec<Action> = std::iter::from_fn(|| planner.poll_action()).collect();
+            let answers = actions.iter().filter(|a| matches!(a, Action::Answer { demand: 7, .. })).count();
+            assert_eq!(answers, 1, "{state:?}: {actions:?}");
+        }
+    }
+}

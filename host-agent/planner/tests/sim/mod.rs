@@ -1,0 +1,242 @@
+//! Virtual time: a planner, simulated guests, and a judge who watches every order.
+//!
+//! The judge keeps its own books from what was handed to the planner and from the guests' true state, so that a
+//! promise is not checked with the planner's own idea of it.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+pub mod guest;
+
+use ballast_planner::{Action, Input, Notice, Planner, SILENCE, VmName};
+use ballast_protocol::{Bytes, GuestMessage, Micros, Telemetry};
+use guest::{Guest, TICK, Temper};
+use std::collections::BTreeMap;
+
+const NEAR: Bytes = Bytes::mib(1);
+
+/// What the judge knows of one VM.
+#[derive(Debug, Default)]
+struct Book {
+    heard: Option<Micros>,
+    report: Option<(Micros, Telemetry)>,
+    leases: BTreeMap<u64, ()>,
+    /// Issue or resumption, number, what it kept then, target.
+    outstanding: Option<(Micros, u64, Bytes, Bytes)>,
+    settled: Micros,
+    lost: bool,
+}
+
+pub struct World {
+    pub now: Micros,
+    pub planner: Planner,
+    pub guests: Vec<Guest>,
+    pub actions: Vec<(Micros, Action)>,
+    pub takings: u64,
+    books: BTreeMap<VmName, Book>,
+}
+
+impl World {
+    pub fn new(guests: Vec<Guest>) -> Self {
+        let mut world = Self {
+            now: Micros::secs(1),
+            planner: Planner::new(),
+            books: guests.iter().map(|g| (g.name.clone(), Book::default())).collect(),
+            guests,
+            actions: Vec::new(),
+            takings: 0,
+        };
+        world.find_all();
+        world
+    }
+
+    /// A fleet of `count` guests whose seeds do not depend on one another.
+    pub fn fleet(seed: u64, count: usize, temper: Temper) -> Self {
+        Self::new((0..count).map(|i| Guest::new(&format!("vm{i}"), seed + 1000 * i as u64, temper, size(i))).collect())
+    }
+
+    fn find_all(&mut self) {
+        for i in 0..self.guests.len() {
+            let facts = self.guests[i].facts();
+            self.hand(i, facts);
+        }
+    }
+
+    /// The host agent was killed; the next one knows what the hypervisor says and nothing else.
+    pub fn restart_planner(&mut self) {
+        self.planner = Planner::new();
+        for guest in &mut self.guests {
+            guest.planner_restarted();
+            self.books.insert(guest.name.clone(), Book::default());
+        }
+        self.find_all();
+    }
+
+    pub fn run(&mut self, time: Micros) {
+        let end = self.now + time;
+        while self.now < end {
+            self.tick();
+        }
+    }
+
+    pub fn tick(&mut self) {
+        self.now += TICK;
+        for i in 0..self.guests.len() {
+            for input in self.guests[i].tick(self.now) {
+                self.hand(i, input);
+            }
+        }
+        while self.planner.deadline().is_some_and(|due| due <= self.now) {
+            self.planner.handle(self.now, Input::Wake);
+            assert!(self.planner.deadline().is_none_or(|due| due > self.now), "a wake leaves nothing due");
+            self.carry_out(None);
+        }
+        for guest in &self.guests {
+            if let Some(book) = self.books.get_mut(&guest.name) {
+                book.read(self.now, guest.kept());
+                book.judge_patience(self.now, guest);
+            }
+        }
+    }
+
+    /// Hands one input to the planner and carries out what it says.
+    pub fn hand(&mut self, i: usize, input: Input) {
+        let name = self.guests[i].name.clone();
+        let demand = match &input {
+            Input::Guest { message: GuestMessage::Demand(demand), .. } => Some(demand.id),
+            _ => None,
+        };
+        if let Some(book) = self.books.get_mut(&name) {
+            book.hear(self.now, &input, &self.guests[i]);
+        }
+        self.planner.handle(self.now, input);
+        self.carry_out(demand.map(|id| (name, id)));
+    }
+
+    fn carry_out(&mut self, demand: Option<(VmName, u64)>) {
+        let mut answers = Vec::new();
+        while let Some(action) = self.planner.poll_action() {
+            let name = match &action {
+                Action::Order { vm, .. }
+                | Action::Answer { vm, .. }
+                | Action::Reclaim { vm, .. }
+                | Action::Watch { vm, .. }
+                | Action::Notice { vm, .. } => vm.clone(),
+            };
+            let Some(guest) = self.guests.iter_mut().find(|g| g.name == name) else { panic!("{name} does not exist") };
+            let book = self.books.entry(name.clone()).or_default();
+            match &action {
+                Action::Order { order, target, from, .. } => {
+                    let trusted = self.planner.vm(&name).is_some_and(|vm| vm.trust.is_trusted());
+                    let taking = book.judge(self.now, guest, target.bytes(), *from, trusted, &action);
+                    self.takings += u64::from(taking);
+                    let rebooted = matches!(&action, Action::Order { reason: ballast_planner::Reason::Rebooted, .. });
+                    book.outstanding = (!rebooted).then(|| (self.now, *order, guest.kept(), target.bytes()));
+                }
+                Action::Answer { demand, .. } => answers.push((name.clone(), *demand)),
+                Action::Notice { notice: Notice::Stalled { actual, .. }, .. } => {
+                    assert!(*actual > Bytes::ZERO || guest.max == Bytes::ZERO);
+                }
+                _ => {}
+            }
+            guest.obey(self.now, &action);
+            self.actions.push((self.now, action));
+        }
+        // P5: exactly one answer, at once, and none to anybody who did not ask.
+        assert_eq!(answers, demand.into_iter().collect::<Vec<_>>());
+    }
+}
+
+impl Book {
+    fn hear(&mut self, at: Micros, input: &Input, guest: &Guest) {
+        match input {
+            Input::Guest { message, .. } => {
+                match message {
+                    GuestMessage::Hello(_) => {
+                        (self.report, self.heard) = (None, Some(at));
+                        self.leases.clear();
+                    }
+                    GuestMessage::Telemetry(t) => self.report = Some((at, t.clone())),
+                    _ => {}
+                }
+                if self.heard.is_some() {
+                    self.heard = Some(at);
+                }
+            }
+            Input::AgentLost { .. } => (self.heard, self.report) = (None, None),
+            Input::Rebooted { .. } => *self = Self { settled: at, lost: self.lost, ..Self::default() },
+            Input::HypervisorLost { .. } => (self.lost, self.outstanding) = (true, None),
+            Input::Vm { .. } => {
+                self.lost = false;
+                self.read(at, guest.kept());
+            }
+            // The truth, whatever the hypervisor reports after a reset.
+            Input::Balloon { .. } => self.read(at, guest.kept()),
+            Input::Ordered { order, error: Some(_), .. } => {
+                if self.outstanding.is_some_and(|o| o.1 == *order) {
+                    (self.outstanding, self.settled) = (None, at);
+                }
+            }
+            Input::Running { running: true, .. } => {
+                if let Some(o) = &mut self.outstanding {
+                    o.0 = at;
+                }
+                self.heard = self.heard.map(|_| at);
+            }
+            _ => {}
+        }
+    }
+
+    fn read(&mut self, at: Micros, actual: Bytes) {
+        if let Some((_, _, from, target)) = self.outstanding {
+            let done = if target < from { actual <= target + NEAR } else { actual + NEAR >= target };
+            if done {
+                (self.outstanding, self.settled) = (None, at);
+            }
+        }
+    }
+
+    /// Judges an order; returns whether it takes.
+    fn judge(&self, at: Micros, guest: &Guest, target: Bytes, from: Bytes, trusted: bool, action: &Action) -> bool {
+        let max = guest.max.min(guest.settings.max);
+        assert!(target >= guest.settings.min.min(max), "P1, minimum: {action:?} at {at}, {:?}", guest.settings);
+        assert!(target <= guest.max, "above everything: {action:?}");
+        if target >= from {
+            return false;
+        }
+        assert!(trusted, "P3, distrusted: {action:?} at {at}");
+        assert!(guest.running && !self.lost && !guest.settings.exempt, "P3: {action:?} at {at}");
+        if let Some((since, _, old, outstanding)) = self.outstanding {
+            // Only a giving that the guest never took may still be open.
+            assert!(
+                outstanding >= old && at >= since + Micros::secs(4),
+                "P4: {action:?} at {at}, {:?}",
+                self.outstanding
+            );
+        }
+        if let Some(heard) = self.heard {
+            assert!(at < heard + SILENCE, "P3, agent: {action:?} at {at}");
+            let Some((made, report)) = &self.report else { panic!("P3, without a report: {action:?} at {at}") };
+            assert!(*made + Micros::millis(2500) >= at, "P3, stale: {action:?} at {at}, report of {made}");
+            assert!(*made >= self.settled, "P3, from before the balloon settled: {action:?} at {at}");
+            let floor = guest.max - report.ballooned.unwrap_or_default() - report.giveable;
+            assert!(target >= floor, "P1, floor {floor}: {action:?} at {at}");
+        }
+        true
+    }
+
+    /// P4: what stalls is undone in time.
+    fn judge_patience(&self, at: Micros, guest: &Guest) {
+        if let Some((since, _, from, target)) = self.outstanding
+            && target < from
+            && guest.running
+            // After a reset the size is what the guest says: who lies about it is not owed this.
+            && guest.temper != Temper::Malicious
+        {
+            let patience = Micros::secs(4) + Micros((from - target).share(1_000_000, 15 << 20).0);
+            assert!(at <= since + patience + TICK, "P4: {} stalls since {since}, it is {at}", guest.name);
+        }
+    }
+}
+
+fn size(i: usize) -> Bytes {
+    Bytes::mib([512, 1024, 256, 512][i % 4])
+}
