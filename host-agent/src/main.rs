@@ -5,7 +5,7 @@
 use anyhow::{Context, Result};
 use ballast_host::config::Config;
 use ballast_host::daemon::Daemon;
-use ballast_host::{control, replay, show};
+use ballast_host::{control, doctor, replay, show};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +40,15 @@ enum Command {
         vm: String,
         #[command(flatten)]
         ask: Ask,
+    },
+    /// Look at this host and its VMs: what is wrong, and how to mend it.
+    Doctor {
+        /// The configuration.
+        #[arg(long, short, default_value = CONFIG)]
+        config: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Feed a journal's inputs to the planner anew and compare every decision.
     Replay {
@@ -92,9 +101,16 @@ fn run(command: Command) -> Result<ExitCode> {
             print(ask.json, &status, show::status)
         }
         Command::Explain { vm, ask } => {
-            let url = format!("/v1/vms/{}", percent_encoding::utf8_percent_encode(&vm, percent_encoding::NON_ALPHANUMERIC));
+            let url =
+                format!("/v1/vms/{}", percent_encoding::utf8_percent_encode(&vm, percent_encoding::NON_ALPHANUMERIC));
             let explained: control::Explained = client()?.block_on(control::ask(&ask.socket()?, &url))?;
             print(ask.json, &explained, show::explain)
+        }
+        Command::Doctor { config, json } => {
+            let checks = doctor::examine(&config);
+            let failed = checks.iter().any(doctor::Check::is_failure);
+            print(json, &checks, |c| doctor::report(c))?;
+            Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
         Command::Replay { journal, json } => {
             let replayed = replay::replay(&journal)?;
