@@ -42,8 +42,6 @@ pub struct Daemon {
     pub port: u32,
     /// Listen on AF_VSOCK.
     pub vsock: bool,
-    /// Decide and say so, but order nothing.
-    pub dry_run: bool,
     /// What becomes of the balloons when the daemon stops.
     pub on_exit: OnExit,
 }

@@ -58,7 +58,6 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
             control_socket,
             port,
             vsock: daemon.vsock.unwrap_or(needs_vsock),
-            dry_run: daemon.dry_run,
             on_exit: daemon.on_exit,
         },
         journal,

@@ -26,7 +26,6 @@ pub(super) struct Daemon {
     pub control_socket: Option<Spanned<PathBuf>>,
     pub port: Option<Spanned<u32>>,
     pub vsock: Option<bool>,
-    pub dry_run: bool,
     pub on_exit: OnExit,
 }
 
