@@ -19,13 +19,13 @@ use crate::config::{Config, OnExit};
 use crate::control;
 use crate::hypervisor;
 use crate::journal::{Journal, JournalError, Record};
-use crate::session::{self, Opening};
+use crate::session::{self, Admission, Opening};
 use crate::transport::{Listener, Peer, Stream};
 use ballast_planner::{Input, Planner, VmName, VmStatus};
 use ballast_protocol::{Answer, GuestMessage, Hello, HostMessage, Micros, Refusal, Shortfall, Verdict};
 pub use discover::{Backend, backends};
 use std::collections::{BTreeMap, VecDeque};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, sleep_until, timeout};
 
@@ -125,6 +125,7 @@ struct Session {
     number: u64,
     hello: Hello,
     outgoing: mpsc::Sender<HostMessage>,
+    running: watch::Sender<bool>,
 }
 
 /// Everything the daemon's task owns.
@@ -250,7 +251,11 @@ impl Daemon {
             journal.rotate(&self.planner, at);
             journal.write(&Record::Input { at, input: input.clone() });
         }
+        let vm = if let Input::Running { vm, .. } | Input::Vm { vm, .. } = &input { Some(vm.clone()) } else { None };
         self.planner.handle(at, input);
+        if let Some(vm) = vm {
+            self.tell_running(&vm);
+        }
         while let Some(action) = self.planner.poll_action() {
             self.dispatch(at, action);
         }
@@ -293,13 +298,22 @@ impl Daemon {
         }
         self.next_session += 1;
         let number = self.next_session;
-        if answer.send(Ok(number)).is_err() {
+        let is_running = self.planner.vm(&vm).is_none_or(|v| v.facts.running);
+        let (running, theirs) = watch::channel(is_running);
+        if answer.send(Ok(Admission { number, running: theirs })).is_err() {
             return;
         }
         tracing::info!(%vm, agent = hello.agent.as_str(), kernel = hello.kernel.as_str(), "agent connected");
-        self.sessions.insert(vm.clone(), Session { number, hello: hello.clone(), outgoing });
+        self.sessions.insert(vm.clone(), Session { number, hello: hello.clone(), outgoing, running });
         self.command(&vm, Command::Agent(true));
         self.input(Input::Guest { vm, message: GuestMessage::Hello(hello) });
+    }
+
+    /// A session must not take a paused guest's silence for its death.
+    fn tell_running(&self, vm: &VmName) {
+        if let (Some(session), Some(known)) = (self.sessions.get(vm), self.planner.vm(vm)) {
+            session.running.send_if_modified(|r| std::mem::replace(r, known.facts.running) != known.facts.running);
+        }
     }
 
     fn end_session(&mut self, vm: VmName, number: u64, why: String) {

@@ -220,15 +220,14 @@ fn reports_of_nonsense_are_not_believed_and_nothing_is_taken_on_them() {
         (&counters_back, "allocstall went back from 1000 to 1"),
     ] {
         agent.report(sound.clone());
-        let before = count(&host, "liar", "distrusted");
-        agent.report_until(nonsense, || count(&host, "liar", "distrusted") > before);
+        agent.report_until(nonsense, || decisions(&host, "liar").contains(words));
         assert_eq!(known(&host, "liar")["trusted"], false);
-        assert!(decisions(&host, "liar").contains(words), "{words}: {}", decisions(&host, "liar"));
     }
     // Possible by itself, but the hypervisor knows better: its balloon holds nothing.
     agent.report(sound.clone());
     let lie = idle(Bytes::mib(200));
     agent.report_until(&lie, || decisions(&host, "liar").contains("it says that it keeps 312 MiB"));
+    assert!(count(&host, "liar", "distrusted") >= 4);
     // Sound again, but not for long enough: still nothing is taken. Meanwhile the other VM is squeezed as ever.
     let squeezed = Instant::now();
     agent.report_until(&sound, || {
@@ -323,6 +322,7 @@ fn the_guest_agent_killed_and_back() {
     // An agent that stops on purpose says so.
     machine.guest.kill_agent(15).unwrap();
     wait_field(&host, "headless", "agent", "lost");
+    wait_for("its end", &host, || machine.guest.agent().unwrap().status.is_some().then_some(()));
     assert_eq!(machine.guest.agent().unwrap().status, Some(0));
     wait_for("its goodbye", &host, || host.log().contains("said goodbye").then_some(()));
 }
@@ -350,11 +350,19 @@ fn a_reboot_empties_the_balloon_and_the_next_agent_is_welcome() {
     let host = HostAgent::start(config(&[&machine])).unwrap();
     squeezed_below(&mut machine, &host, Bytes::mib(250));
     machine.reboot().unwrap();
-    // The old kernel's agent is gone; whatever the new one needs is there, with or without an agent.
+    // The old kernel's agent is gone; the new kernel has all memory, with or without an agent. QEMU's own figure is
+    // the old kernel's until the new driver moves, so it is the guest that is asked.
     wait_for("the old session's end", &host, || (known(&host, "reboot")["agent"] != "alive").then_some(()));
-    machine.wait_balloon(FULL, Bytes::mib(1), PATIENCE).unwrap();
+    let vmstat = machine.guest.counters().unwrap().vmstat;
+    let held = Bytes::from(ballast_protocol::Pages(vmstat["balloon_inflate"] - vmstat["balloon_deflate"]));
+    assert!(held < Bytes::mib(16), "the new kernel's balloon holds {held} already\n{}", host.log());
     let burst = machine.guest.burst(300).unwrap();
     assert_eq!(burst.end, End::Whole, "{}", machine.guest.log());
+    // vhost-device-vsock 0.3.0 does not survive the reset of its VM.
+    if machine.vsock.as_ref().unwrap().hybrid.is_some() {
+        machine.vsock.as_mut().unwrap().kill_daemon().unwrap();
+        replug(&mut machine, &host);
+    }
     machine.guest.start_agent(&["run"]).unwrap();
     wait_field(&host, "reboot", "agent", "alive");
     squeezed_below(&mut machine, &host, Bytes::mib(300));
@@ -362,27 +370,36 @@ fn a_reboot_empties_the_balloon_and_the_next_agent_is_welcome() {
     session_went_on(&machine);
 }
 
+/// The test plays the guest: vhost-device-vsock 0.3.0 does not survive a pause of its VM.
 #[test]
-fn a_paused_vm_is_left_alone_and_goes_on_when_it_is_resumed() {
-    let mut machine = honest("pause");
+fn a_paused_vm_is_left_alone_and_its_session_outlives_the_silence() {
+    let mut machine = puppet("pause");
     let host = HostAgent::start(config(&[&machine])).unwrap();
-    squeezed_below(&mut machine, &host, Bytes::mib(300));
+    let (mut agent, _) = FakeAgent::welcomed(&machine);
+    let mut size = FULL;
+    agent.report_until(&idle(Bytes::ZERO), || {
+        size = machine.qmp.balloon().unwrap();
+        size <= FULL - Bytes::mib(60)
+    });
     machine.qmp.run("stop", json!({})).unwrap();
     wait_field(&host, "pause", "running", false);
+    let size = machine.qmp.balloon().unwrap();
     let (takings, stalled) = (count(&host, "pause", "takings"), count(&host, "pause", "stalled"));
-    // Longer than any silence that is taken for life.
-    thread::sleep(Duration::from_secs(5));
+    // Longer than any silence that is taken for life, and than a running guest may take to follow an order.
+    thread::sleep(Duration::from_secs(9));
     let status = known(&host, "pause");
     assert!(status["holding"].as_str().unwrap().contains("paused"), "{status}");
-    assert_eq!(count(&host, "pause", "takings"), takings);
+    assert_eq!((&status["agent"], &status["running"]), (&"alive".into(), &false.into()), "{status}");
+    assert_eq!((count(&host, "pause", "takings"), machine.qmp.balloon().unwrap()), (takings, size));
     machine.qmp.run("cont", json!({})).unwrap();
     wait_field(&host, "pause", "running", true);
-    wait_field(&host, "pause", "agent", "alive");
-    let size = machine.qmp.balloon().unwrap();
-    assert!(size >= Bytes::mib(150), "{size} after the pause");
-    assert_eq!(machine.guest.burst(250).unwrap().end, End::Whole, "{}\n{}", host.log(), machine.guest.log());
-    assert_eq!(machine.guest.counters().unwrap().oom_kills(), 0);
+    // The same session goes on, and so does the taking.
+    agent.report_until(&idle(FULL - size), || count(&host, "pause", "takings") > takings);
     assert_eq!(count(&host, "pause", "stalled"), stalled, "a paused guest cannot follow, which is no stall");
+    // Silence counts again now.
+    assert_eq!(last_word(&mut agent), None);
+    wait_for("the silence in the log", &host, || host.log().contains("silent for 3.0 s").then_some(()));
+    assert_eq!(machine.guest.counters().unwrap().oom_kills(), 0);
 }
 
 /// The guest's driver is gone, and its agent claims to have memory to spare.
@@ -412,6 +429,21 @@ fn an_inflation_that_cannot_complete_is_undone_and_blocked() {
     assert_eq!(count(&host, "stuck", "takings"), 1);
 }
 
+/// Takes the vsock device out and puts in another one, with a daemon of its own.
+fn replug(machine: &mut Machine, host: &HostAgent) {
+    machine.qmp.run("device_del", json!({ "id": "vsock0" })).unwrap();
+    wait_for("the device to be unplugged", host, || {
+        let gone = |(name, data): &(String, Value)| name == "DEVICE_DELETED" && data["device"] == "vsock0";
+        machine.qmp.events().unwrap().iter().any(gone).then_some(())
+    });
+    machine.qmp.run("chardev-remove", json!({ "id": "vsock" })).unwrap();
+    for socket in ["vhost", "vsock"] {
+        let _ = std::fs::remove_file(machine.folder().join(socket));
+    }
+    machine.vsock = None;
+    machine.plug_vsock().unwrap();
+}
+
 /// Its streams hang without an error: both ends notice by their deadlines, and find each other again.
 #[test]
 fn a_vsock_daemon_that_dies_is_noticed_by_both_ends_and_can_be_replaced() {
@@ -430,17 +462,7 @@ fn a_vsock_daemon_that_dies_is_noticed_by_both_ends_and_can_be_replaced() {
         (machine.qmp.balloon().unwrap() > size + Bytes::mib(20)).then_some(())
     });
 
-    machine.qmp.run("device_del", json!({ "id": "vsock0" })).unwrap();
-    wait_for("the device to be unplugged", &host, || {
-        let gone = |(name, data): &(String, Value)| name == "DEVICE_DELETED" && data["device"] == "vsock0";
-        machine.qmp.events().unwrap().iter().any(gone).then_some(())
-    });
-    machine.qmp.run("chardev-remove", json!({ "id": "vsock" })).unwrap();
-    for socket in ["vhost", "vsock"] {
-        let _ = std::fs::remove_file(machine.folder().join(socket));
-    }
-    machine.vsock = None;
-    machine.plug_vsock().unwrap();
+    replug(&mut machine, &host);
     wait_field(&host, "cut", "agent", "alive");
     let size = machine.qmp.balloon().unwrap();
     squeezed_below(&mut machine, &host, size - Bytes::mib(20));
