@@ -184,6 +184,19 @@ impl Guest {
         Ok((before, self.now(Request::Clock)?, Instant::now()))
     }
 
+    /// How fast its clock runs: 1 is right.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn clock_rate(&self) -> Result<f64> {
+        let middle = |(before, _, after): &(Instant, u64, Instant)| *before + (*after - *before) / 2;
+        let first = self.clock()?;
+        std::thread::sleep(Duration::from_millis(300));
+        let second = self.clock()?;
+        let here = middle(&second) - middle(&first);
+        Ok(second.1.saturating_sub(first.1) as f64 / 1e6 / here.as_secs_f64())
+    }
+
     /// The guest's counters.
     ///
     /// # Errors
