@@ -78,7 +78,7 @@ impl Bench {
     /// Runs it. Status 0 also when something could not be measured: the table says so.
     pub fn run(&self) -> Result<ExitCode> {
         let bar = ProgressBar::new(7);
-        bar.set_style(ProgressStyle::with_template("{bar:30} {elapsed} of about 90 s  {msg}")?);
+        bar.set_style(ProgressStyle::with_template("{bar:30} {elapsed} of about 2 min  {msg}")?);
         bar.enable_steady_tick(Duration::from_millis(500));
         let step = |text: &str| {
             bar.inc(1);
@@ -108,7 +108,7 @@ impl Bench {
             squeezed.guest.start_agent(&["run"])?;
             alone.guest.start_agent(&["run"])?;
             summary.vsock_round_trip = link::measure(&squeezed)?;
-            step("the pair takes what it can, then 30 s of idleness");
+            step("the pair takes what it can, then 30 s of idleness, before and after a burst");
             summary.guest_agent = budget::measure(&mut squeezed, &alone)?;
         }
         bar.finish_and_clear();

@@ -39,21 +39,23 @@ fn agent(budget: &Measured<budget::Budget>) -> String {
         Measured::Yes(budget) => budget,
         Measured::No { not_measured } => return format!("guest agent: not measured: {not_measured}"),
     };
-    let kept = |guest: &Idle| format!("in a guest of {} MiB", guest.kept_mib);
-    let (squeezed, alone) = (kept(&b.squeezed), kept(&b.alone));
-    let mut agent = table(&["guest agent, idle", &squeezed, &alone, "budget"]);
-    let file = Bytes(b.file_bytes).to_string();
-    agent.add_row(["file".into(), file.clone(), file, budget::FILE.to_string()]);
-    let mut row = |name: &str, figure: fn(&Idle) -> f64, allowed: f64, say: fn(f64) -> String| {
+    let mut head = vec!["guest agent, idle".to_owned()];
+    head.extend(b.guests.iter().map(|g| format!("{}, {} MiB", g.guest, g.kept_mib)));
+    head.push("budget".into());
+    let mut agent = table(&head.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut row = |name: &str, figure: &dyn Fn(&Idle) -> f64, allowed: f64, say: fn(f64) -> String| {
         let cell = |g: &Idle| {
             let over = if figure(g) > allowed { " OVER" } else { "" };
             format!("{}{over}", say(figure(g)))
         };
-        agent.add_row([name.to_owned(), cell(&b.squeezed), cell(&b.alone), say(allowed)]);
+        let cells = b.guests.iter().map(cell);
+        agent.add_row([name.to_owned()].into_iter().chain(cells).chain([say(allowed)]));
     };
-    row("resident", |g| g.resident_bytes as f64, budget::RESIDENT.0 as f64, |n| Bytes(n as u64).to_string());
-    row("one CPU, %", |g| g.cpu_percent, budget::CPU_PERCENT, |n| format!("{n:.2}"));
-    row("wire, bytes/s", |g| g.wire_bytes_s, budget::WIRE_BYTES_S, |n| format!("{n:.0}"));
+    let size = |n: f64| Bytes(n as u64).to_string();
+    row("file", &|_| b.file_bytes as f64, budget::FILE.0 as f64, size);
+    row("resident", &|g| g.resident_bytes as f64, budget::RESIDENT.0 as f64, size);
+    row("one CPU, %", &|g| g.cpu_percent, budget::CPU_PERCENT, |n| format!("{n:.2}"));
+    row("wire, bytes/s", &|g| g.wire_bytes_s, budget::WIRE_BYTES_S, |n| format!("{n:.0}"));
     agent.to_string()
 }
 
