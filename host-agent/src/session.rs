@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::daemon::Event;
 use ballast_planner::{SILENCE, VmName};
 use ballast_protocol::{
-    Deframer, FrameError, GuestMessage, HostMessage, Hello, Limited, MAX_FRAME, Micros, OLDEST_VERSION, Ping, Pong,
+    Deframer, FrameError, GuestMessage, Hello, HostMessage, Limited, MAX_FRAME, Micros, OLDEST_VERSION, Ping, Pong,
     Refusal, Source, VERSION, Welcome, encode, negotiate,
 };
 use std::collections::BTreeSet;
@@ -139,8 +139,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         vm: &VmName,
         events: &mpsc::Sender<Event>,
     ) -> Result<(Admission, mpsc::Receiver<HostMessage>), SessionEnd> {
-        let first = timeout(HANDSHAKE, self.read()).await.map_err(|_| SessionEnd::Silent(Micros::from_duration(HANDSHAKE)))?;
-        let GuestMessage::Hello(hello) = first? else { return Err(SessionEnd::Misbehaved("the first message is not Hello")) };
+        let first =
+            timeout(HANDSHAKE, self.read()).await.map_err(|_| SessionEnd::Silent(Micros::from_duration(HANDSHAKE)))?;
+        let GuestMessage::Hello(hello) = first? else {
+            return Err(SessionEnd::Misbehaved("the first message is not Hello"));
+        };
         let Some(version) = negotiate((OLDEST_VERSION, VERSION), (hello.oldest, hello.newest)) else {
             return Err(SessionEnd::Refused(Refusal::Version(OLDEST_VERSION, VERSION)));
         };
@@ -149,8 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let opening = Opening { vm: vm.clone(), hello, outgoing, answer };
         events.send(Event::SessionOpens(opening)).await.map_err(|_| SessionEnd::Stopping)?;
         let admission = answered.await.map_err(|_| SessionEnd::Stopping)?.map_err(SessionEnd::Refused)?;
-        let welcome =
-            Welcome { version, silence: SILENCE, idle_interval: IDLE_INTERVAL, busy_interval: BUSY_INTERVAL };
+        let welcome = Welcome { version, silence: SILENCE, idle_interval: IDLE_INTERVAL, busy_interval: BUSY_INTERVAL };
         if let Err(end) = self.write(&HostMessage::Welcome(welcome)).await {
             let (number, why) = (admission.number, end.to_string());
             let _ = events.send(Event::SessionEnded { vm: vm.clone(), number, why }).await;
@@ -311,7 +313,8 @@ impl RoundTrips {
         let signed = |m: Micros| i64::try_from(m.0).ok();
         let (sent, received, answered, back) =
             (signed(pong.at)?, signed(pong.received)?, signed(pong.sent)?, signed(now)?);
-        let round_trip = Micros(now.0.checked_sub(pong.at.0)?.saturating_sub(pong.sent.0.saturating_sub(pong.received.0)));
+        let round_trip =
+            Micros(now.0.checked_sub(pong.at.0)?.saturating_sub(pong.sent.0.saturating_sub(pong.received.0)));
         // The guest may say anything; half of a sum that overflows is no offset.
         let offset = received.checked_sub(sent)?.checked_add(answered.checked_sub(back)?)? / 2;
         if self.recent.len() == BEST_OF {

@@ -68,8 +68,12 @@ fn both_agents_meet_over_af_vsock_and_an_unprivileged_process_is_refused() {
     guest.sh_ok("kill -9 $(cat /run/pid)").unwrap();
     guest.sh_ok(run).unwrap();
     agent(true);
-    let said = guest.sh_ok("kill $(cat /run/pid); n=0; while [ -e /run/control ] && [ $n -lt 100 ]; do usleep 100000; \
-        n=$((n+1)); done; ls /run").unwrap();
+    let said = guest
+        .sh_ok(
+            "kill $(cat /run/pid); n=0; while [ -e /run/control ] && [ $n -lt 100 ]; do usleep 100000; \
+        n=$((n+1)); done; ls /run",
+        )
+        .unwrap();
     assert!(!said.contains("control"), "a drained host agent leaves its socket behind: {said}");
     assert!(guest.agent().unwrap().alive);
 }

@@ -8,8 +8,8 @@ use ballast_tests::{HostAgent, Machine, NOISE_FILE, bursting};
 use serde_json::Value;
 use std::process::Command;
 use support::{
-    PATIENCE, arrival, count, decisions, guest_status, known, program, session_went_on, sockets_in, squeezed_below, wait_field,
-    wait_for,
+    PATIENCE, arrival, count, decisions, guest_status, known, program, session_went_on, sockets_in, squeezed_below,
+    wait_field, wait_for,
 };
 
 /// A burst into less than it needs must not kill, stall for good or fail.
@@ -53,8 +53,14 @@ fn an_idle_guest_shrinks_a_burst_survives_and_the_journal_tells_all_of_it() {
     // What it says while it runs.
     let status = known(&host, "day");
     assert_eq!(status["max"], Bytes::mib(512).0);
-    assert_eq!((&status["agent"], &status["trusted"], &status["running"]), (&"alive".into(), &true.into(), &true.into()));
-    assert!(status["counts"]["takings"].as_u64() > Some(0) && status["counts"]["givings"].as_u64() > Some(0), "{status}");
+    assert_eq!(
+        (&status["agent"], &status["trusted"], &status["running"]),
+        (&"alive".into(), &true.into(), &true.into())
+    );
+    assert!(
+        status["counts"]["takings"].as_u64() > Some(0) && status["counts"]["givings"].as_u64() > Some(0),
+        "{status}"
+    );
     assert_eq!((&status["counts"]["oom_kills"], &status["counts"]["distrusted"]), (&0.into(), &0.into()), "{status}");
     let explained = host.command(&["explain", "day"]).unwrap();
     for part in ["day: told to keep", "at most 512 MiB", "free beyond the headroom", "demand", "granted"] {
