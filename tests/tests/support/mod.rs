@@ -1,7 +1,7 @@
 //! What the end-to-end tests share: waiting, status by VM, and a guest agent of the test's own.
 
-// Each test file is a crate of its own and uses its share.
-#![allow(dead_code)]
+// Each test file is a crate of its own and uses its share; its helpers fail as the test does.
+#![allow(dead_code, clippy::unwrap_used)]
 
 use ballast_protocol::{
     BalloonFeatures, Bytes, Capabilities, Counters, DEFAULT_PORT, Deframer, GuestMessage, Hello, HostMessage, Limited,
