@@ -13,7 +13,8 @@ pub struct VmSettings {
     pub max: Bytes,
     /// The least free memory above the low watermark that a quiet VM keeps. The law of survival asks for
     /// 2 x R x T: the fastest growth measured under TCG is 240 MiB/s and the first MiB is back within 60 ms, so
-    /// 29 MiB; it is raised per VM when faster growth or a slower loop is seen.
+    /// 29 MiB; it is raised per VM when faster growth or a slower loop is seen. The default is twice that: a burst
+    /// then meets memory that the host holds already while the balloon deflates.
     pub headroom: Bytes,
     /// The largest single taking. 64 MiB leave a guest in about 350 ms (190 MiB/s measured), so that a step that
     /// hurts is seen and undone before the next.
@@ -32,7 +33,7 @@ impl Default for VmSettings {
         Self {
             min: Bytes::mib(64),
             max: Bytes::MAX,
-            headroom: Bytes::mib(32),
+            headroom: Bytes::mib(64),
             step: Bytes::mib(64),
             cool_down: Micros::secs(2),
             exempt: false,

@@ -7,7 +7,7 @@
 pub mod guest;
 
 use ballast_planner::{Action, Input, Notice, Planner, SILENCE, VmName};
-use ballast_protocol::{Bytes, GuestMessage, Micros, Telemetry};
+use ballast_protocol::{Bytes, GuestMessage, Micros, Source, Telemetry, Verdict};
 use guest::{Guest, TICK, Temper};
 use std::collections::BTreeMap;
 
@@ -18,8 +18,10 @@ const NEAR: Bytes = Bytes::mib(1);
 struct Book {
     heard: Option<Micros>,
     report: Option<(Micros, Telemetry)>,
-    leases: BTreeMap<u64, ()>,
-    /// Issue or resumption, number, what it kept then, target.
+    /// What is promised to applications, by demand.
+    leases: BTreeMap<u64, Bytes>,
+    asked: Option<(u64, Bytes)>,
+    /// Issue or resumption, number, what it kept or was to keep before, target.
     outstanding: Option<(Micros, u64, Bytes, Bytes)>,
     settled: Micros,
     lost: bool,
@@ -79,6 +81,9 @@ impl World {
 
     pub fn tick(&mut self) {
         self.now += TICK;
+        for guest in &self.guests {
+            self.books.entry(guest.name.clone()).or_default().expire(self.now, guest);
+        }
         for i in 0..self.guests.len() {
             for input in self.guests[i].tick(self.now) {
                 self.hand(i, input);
@@ -129,9 +134,17 @@ impl World {
                     let taking = book.judge(self.now, guest, target.bytes(), *from, trusted, &action);
                     self.takings += u64::from(taking);
                     let rebooted = matches!(&action, Action::Order { reason: ballast_planner::Reason::Rebooted, .. });
-                    book.outstanding = (!rebooted).then(|| (self.now, *order, guest.kept(), target.bytes()));
+                    let before = guest.kept().max(*from);
+                    book.outstanding = (!rebooted).then(|| (self.now, *order, before, target.bytes()));
                 }
-                Action::Answer { demand, .. } => answers.push((name.clone(), *demand)),
+                Action::Answer { demand, verdict, .. } => {
+                    answers.push((name.clone(), *demand));
+                    if let (Some((id, keep)), Verdict::Granted { .. } | Verdict::Partly { .. }) = (book.asked, verdict)
+                        && id == *demand
+                    {
+                        book.leases.insert(id, keep);
+                    }
+                }
                 Action::Notice { notice: Notice::Stalled { actual, .. }, .. } => {
                     assert!(*actual > Bytes::ZERO || guest.max == Bytes::ZERO);
                 }
@@ -155,13 +168,22 @@ impl Book {
                         self.leases.clear();
                     }
                     GuestMessage::Telemetry(t) => self.report = Some((at, t.clone())),
+                    GuestMessage::Demand(d) if d.source == Source::Reserve && self.heard.is_some() => {
+                        self.asked = Some((d.id, guest.kept() + d.size));
+                    }
+                    GuestMessage::Withdraw { id } => {
+                        self.leases.remove(id);
+                    }
                     _ => {}
                 }
                 if self.heard.is_some() {
                     self.heard = Some(at);
                 }
             }
-            Input::AgentLost { .. } => (self.heard, self.report) = (None, None),
+            Input::AgentLost { .. } => {
+                (self.heard, self.report) = (None, None);
+                self.leases.clear();
+            }
             Input::Rebooted { .. } => *self = Self { settled: at, lost: self.lost, ..Self::default() },
             Input::HypervisorLost { .. } => (self.lost, self.outstanding) = (true, None),
             Input::Vm { .. } => {
@@ -204,14 +226,7 @@ impl Book {
         }
         assert!(trusted, "P3, distrusted: {action:?} at {at}");
         assert!(guest.running && !self.lost && !guest.settings.exempt, "P3: {action:?} at {at}");
-        if let Some((since, _, old, outstanding)) = self.outstanding {
-            // Only a giving that the guest never took may still be open.
-            assert!(
-                outstanding >= old && at >= since + Micros::secs(4),
-                "P4: {action:?} at {at}, {:?}",
-                self.outstanding
-            );
-        }
+        assert!(self.outstanding.is_none(), "P4: {action:?} at {at}, {:?}", self.outstanding);
         if let Some(heard) = self.heard {
             assert!(at < heard + SILENCE, "P3, agent: {action:?} at {at}");
             let Some((made, report)) = &self.report else { panic!("P3, without a report: {action:?} at {at}") };
@@ -223,12 +238,21 @@ impl Book {
         true
     }
 
+    /// Nobody waits longer for a guest that does not take what it is given.
+    fn expire(&mut self, at: Micros, guest: &Guest) {
+        if self.outstanding.is_some_and(|(since, _, from, target)| target >= from && at >= since + Micros::secs(4))
+            && guest.running
+        {
+            (self.outstanding, self.settled) = (None, at);
+        }
+    }
+
     /// P4: what stalls is undone in time.
     fn judge_patience(&self, at: Micros, guest: &Guest) {
+        // After a reset the size is what the guest says: who lies about it is not owed this.
         if let Some((since, _, from, target)) = self.outstanding
             && target < from
             && guest.running
-            // After a reset the size is what the guest says: who lies about it is not owed this.
             && guest.temper != Temper::Malicious
         {
             let patience = Micros::secs(4) + Micros((from - target).share(1_000_000, 15 << 20).0);
