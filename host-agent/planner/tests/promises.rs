@@ -1,4 +1,6 @@
 //! The promises of DESIGN section 6, each with the test that keeps it, on simulated guests in virtual time.
+//!
+//! Known to fail on rare seeds: p1 and p7 share the judge, which has seen a taking that it calls P3 (cause not yet found).
 
 mod sim;
 
