@@ -10,8 +10,8 @@
 //!                                    '-> Notice          -> log
 //! ```
 
-mod dispatch;
 mod discover;
+mod dispatch;
 
 use crate::actuator::{self, Command};
 use crate::clock::Clock;

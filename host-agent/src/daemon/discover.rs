@@ -5,7 +5,7 @@ use super::{Daemon, Event, manage};
 use crate::config::{Address, Config};
 use crate::control;
 use crate::hypervisor::Qmp;
-use crate::hypervisor::{self, Hypervisor, VmFacts, State};
+use crate::hypervisor::{self, Hypervisor, State, VmFacts};
 use ballast_planner::{Facts, Input, VmName};
 use ballast_protocol::GuestMessage;
 use std::sync::Arc;
