@@ -101,7 +101,9 @@ pub enum ControlError {
         source: std::io::Error,
     },
     /// Connecting.
-    #[error("no ballast-host answers at {path}: is it running? (`systemctl status ballast-host`, or name its control-socket with --socket)")]
+    #[error(
+        "no ballast-host answers at {path}: is it running? (`systemctl status ballast-host`, or name its control-socket with --socket)"
+    )]
     Connect {
         /// Where.
         path: PathBuf,
@@ -139,10 +141,8 @@ pub async fn serve(path: &Path, events: mpsc::Sender<Event>) -> Result<(), Contr
     }
     let listener = UnixListener::bind(path).map_err(bind)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(bind)?;
-    let router = Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/vms/{name}", get(explain))
-        .with_state(events);
+    let router =
+        Router::new().route("/v1/status", get(status)).route("/v1/vms/{name}", get(explain)).with_state(events);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the control socket is not served any more");
@@ -190,9 +190,8 @@ async fn explain(State(events): State<mpsc::Sender<Event>>, UrlPath(name): UrlPa
 /// No daemon answers, or not well.
 pub async fn ask<T: serde::de::DeserializeOwned>(path: &Path, url: &str) -> Result<T, ControlError> {
     let talk = |problem: String| ControlError::Talk { path: path.to_owned(), problem };
-    let stream = UnixStream::connect(path)
-        .await
-        .map_err(|source| ControlError::Connect { path: path.to_owned(), source })?;
+    let stream =
+        UnixStream::connect(path).await.map_err(|source| ControlError::Connect { path: path.to_owned(), source })?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| talk(e.to_string()))?;
     let connection = tokio::spawn(connection);

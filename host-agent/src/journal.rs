@@ -200,7 +200,8 @@ impl Journal {
 /// The file cannot be opened. Each line that cannot be read is an error of its own; the last line of a daemon that
 /// was killed may be cut off, and is left out.
 pub fn read(path: &Path) -> Result<impl Iterator<Item = Result<Record, JournalError>> + use<>, JournalError> {
-    let file = File::open(path).map_err(|source| JournalError::Io { path: path.to_owned(), action: "opening", source })?;
+    let file =
+        File::open(path).map_err(|source| JournalError::Io { path: path.to_owned(), action: "opening", source })?;
     let path = path.to_owned();
     let mut reader = BufReader::new(file);
     let mut number = 0;
@@ -212,10 +213,11 @@ pub fn read(path: &Path) -> Result<impl Iterator<Item = Result<Record, JournalEr
             Err(source) => Some(Err(JournalError::Io { path: path.clone(), action: "reading", source })),
             Ok(0) => None,
             Ok(_) if line.last() != Some(&b'\n') => None,
-            Ok(_) => Some(
-                serde_json::from_slice(&line)
-                    .map_err(|source| JournalError::Line { path: path.clone(), line: number, source }),
-            ),
+            Ok(_) => Some(serde_json::from_slice(&line).map_err(|source| JournalError::Line {
+                path: path.clone(),
+                line: number,
+                source,
+            })),
         }
     }))
 }

@@ -78,7 +78,13 @@ pub fn explain(explained: &Explained) -> String {
         ("its reports are believed", yes(vm.trusted)),
         ("balloon lets go when it runs out", yes(vm.deflate_on_oom)),
         ("leases held", vm.leases.to_string()),
-        ("taken / given", format!("{} in {} orders / {} in {}", vm.counts.taken, vm.counts.takings, vm.counts.given, vm.counts.givings)),
+        (
+            "taken / given",
+            format!(
+                "{} in {} orders / {} in {}",
+                vm.counts.taken, vm.counts.takings, vm.counts.given, vm.counts.givings
+            ),
+        ),
         ("takings undone / stalled", format!("{} / {}", vm.counts.undone, vm.counts.stalled)),
         ("balloon let go by itself", vm.counts.self_deflated.to_string()),
         ("OOM kills inside", vm.counts.oom_kills.to_string()),

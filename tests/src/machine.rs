@@ -166,7 +166,10 @@ impl MachineBuilder {
             }
             return Ok(machine);
         }
-        bail!("machine {}: its clock is wrong after {BOOTS} boots; this host is too busy for its kernel to calibrate it", self.name)
+        bail!(
+            "machine {}: its clock is wrong after {BOOTS} boots; this host is too busy for its kernel to calibrate it",
+            self.name
+        )
     }
 
     /// Clones it from a machine of the same shape, which is booted when it is the first of its shape.

@@ -139,7 +139,8 @@ impl Demo {
         watch(&mut arms, AFTER_CACHE)?;
         bar.finish_and_clear();
 
-        let summary = report::summary(&mut arms, self.vcpus, pages.is_some(), sizes, begun.elapsed(), &host.journal_path())?;
+        let summary =
+            report::summary(&mut arms, self.vcpus, pages.is_some(), sizes, begun.elapsed(), &host.journal_path())?;
         let journal = folder.join("journal.jsonl");
         std::fs::copy(host.journal_path(), &journal).with_context(|| journal.display().to_string())?;
         std::fs::write(folder.join("host.log"), std::fs::read(host.log_path())?)?;
@@ -162,9 +163,8 @@ impl Demo {
             "ballast" => Balloon { deflate_on_oom: true, free_page_reporting: self.with_reporting },
             _ => Balloon::default(),
         };
-        let start = |arm: usize| {
-            Machine::builder(ARMS[arm]).vcpus(self.vcpus).disk().balloon(Some(balloon(arm))).start()
-        };
+        let start =
+            |arm: usize| Machine::builder(ARMS[arm]).vcpus(self.vcpus).disk().balloon(Some(balloon(arm))).start();
         thread::scope(|scope| {
             let starting: Vec<_> = (0..ARMS.len()).map(|arm| scope.spawn(move || start(arm))).collect();
             let mut arms = Vec::new();

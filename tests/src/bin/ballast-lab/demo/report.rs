@@ -57,7 +57,14 @@ pub struct ArmSummary {
     pub refaults: u64,
 }
 
-pub fn summary(arms: &mut [Arm], vcpus: u32, large_pages: bool, fixed: Bytes, took: Duration, journal: &Path) -> Result<Summary> {
+pub fn summary(
+    arms: &mut [Arm],
+    vcpus: u32,
+    large_pages: bool,
+    fixed: Bytes,
+    took: Duration,
+    journal: &Path,
+) -> Result<Summary> {
     let mut found = BTreeMap::new();
     for arm in arms.iter_mut() {
         found.insert(arm.name, arm_summary(arm)?);
@@ -138,7 +145,11 @@ fn ratios(arms: &BTreeMap<&'static str, ArmSummary>) -> BTreeMap<String, f64> {
         put(format!("{name}.cache_resident"), Some(arm.cache_resident_mib), Some(base.cache_resident_mib));
     }
     let (ours, reporting) = (&arms[ARMS[BALLAST]], &arms["reporting"]);
-    put("ballast_to_reporting.cache_resident".into(), Some(ours.cache_resident_mib), Some(reporting.cache_resident_mib));
+    put(
+        "ballast_to_reporting.cache_resident".into(),
+        Some(ours.cache_resident_mib),
+        Some(reporting.cache_resident_mib),
+    );
     put("ballast_to_reporting.idle_resident".into(), Some(ours.idle_resident_mib), Some(reporting.idle_resident_mib));
     ratios
 }
@@ -186,9 +197,21 @@ pub fn table(summary: &Summary) -> String {
         (Some(a), Some(b)) => format!("median {a:.1} ms, p99 {b:.1} ms"),
         _ => "not measured".to_owned(),
     };
-    let _ = writeln!(out, "first sign in the guest -> order:     {}", pair(summary.reaction_ms_p50, summary.reaction_ms_p99));
-    let _ = writeln!(out, "first sign in the guest -> first MiB: {}", pair(summary.first_mib_ms_p50, summary.first_mib_ms_p99));
-    let _ = writeln!(out, "demand received -> order, in the host agent: {}", pair(summary.inside_host_ms_p50, summary.inside_host_ms_p99));
+    let _ = writeln!(
+        out,
+        "first sign in the guest -> order:     {}",
+        pair(summary.reaction_ms_p50, summary.reaction_ms_p99)
+    );
+    let _ = writeln!(
+        out,
+        "first sign in the guest -> first MiB: {}",
+        pair(summary.first_mib_ms_p50, summary.first_mib_ms_p99)
+    );
+    let _ = writeln!(
+        out,
+        "demand received -> order, in the host agent: {}",
+        pair(summary.inside_host_ms_p50, summary.inside_host_ms_p99)
+    );
     let _ = writeln!(
         out,
         "({} demands with an order; clocks aligned by a round trip of {:.2} ms; the fixed balloon had {} MiB; {} vCPUs; guest memory in {} pages of the host; {:.0} s in all)",
