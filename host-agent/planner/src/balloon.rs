@@ -132,6 +132,10 @@ impl Planner {
     pub(crate) fn guests_figure(&mut self, at: Micros, name: &VmName, ballooned: Option<Bytes>) {
         let Some(vm) = self.vms.get_mut(name) else { return };
         let Some(ballooned) = ballooned.filter(|_| vm.trust.is_trusted()) else { return };
+        // A hypervisor that cannot be reached is not found again by what the guest says.
+        if vm.actual.is_none() {
+            return;
+        }
         let kept = vm.facts.max - ballooned;
         match vm.leftover {
             Leftover::None => {}
@@ -141,7 +145,7 @@ impl Planner {
                 self.balloon(at, name, figure);
             }
             Leftover::Awaited | Leftover::Figure(_) => {
-                if vm.order.is_none() && vm.actual.is_some() {
+                if vm.order.is_none() {
                     vm.actual = Some(Stamped { at, what: kept });
                 }
             }

@@ -170,10 +170,9 @@ impl Planner {
     }
 
     fn wake(&mut self, at: Micros) {
-        while let Some((due, vm)) = self.due.first().cloned() {
-            if due > at {
-                break;
-            }
+        // Taken first: at the end of time whatever is due again is due now, and this must come to an end.
+        let due: Vec<VmName> = self.due.iter().take_while(|(due, _)| *due <= at).map(|(_, vm)| vm.clone()).collect();
+        for vm in due {
             self.schedule(&vm, None);
             self.decide(at, &vm);
         }
@@ -227,24 +226,15 @@ impl Planner {
 
     /// The guest said something.
     fn heard(&mut self, at: Micros, name: &VmName, message: GuestMessage) {
+        let known = self.hears(at, name, &message);
         if let GuestMessage::Demand(demand) = &message {
             // Whoever asks is answered (promise P5), known or not: giving needs no trust.
             self.demand(at, name, demand);
         }
-        let Some(vm) = self.vms.get_mut(name) else { return };
-        match (&mut vm.agent, &message) {
-            (_, GuestMessage::Hello(_)) => {}
-            (Agent::Alive { heard, .. }, _) => *heard = at,
-            // Silent for too long, but its session lives after all.
-            (Agent::Lost { hello, .. }, _) if hello.is_some() => {
-                if let Some(hello) = hello.take() {
-                    vm.agent = Agent::Alive { hello, heard: at };
-                    vm.reactive.greeted(at);
-                }
-            }
-            // The session ensures that Hello comes first; without it nothing is believed.
-            _ => return,
+        if !known {
+            return;
         }
+        let Some(vm) = self.vms.get_mut(name) else { return };
         match message {
             GuestMessage::Hello(hello) => self.hello(at, name, hello),
             GuestMessage::Telemetry(telemetry) => self.telemetry(at, name, telemetry),
@@ -255,6 +245,29 @@ impl Planner {
             GuestMessage::Reclaimed(answer) => vm.reactive.reclaimed(at, &answer),
             // A demand has been answered above; the session turns the second into clock figures and the third into the end of the session.
             GuestMessage::Demand(_) | GuestMessage::Pong(_) | GuestMessage::Goodbye(_) => {}
+        }
+    }
+
+    /// Any word is a sign of life, and ends a silence before anything else comes of it: a lease that ends one is a
+    /// living agent's. Returns whether the guest may be listened to.
+    fn hears(&mut self, at: Micros, name: &VmName, message: &GuestMessage) -> bool {
+        let Some(vm) = self.vms.get_mut(name) else { return false };
+        match &mut vm.agent {
+            _ if matches!(message, GuestMessage::Hello(_)) => true,
+            Agent::Alive { heard, .. } => {
+                *heard = at;
+                true
+            }
+            // Silent for too long, but its session lives after all.
+            Agent::Lost { hello: hello @ Some(_), .. } => {
+                if let Some(hello) = hello.take() {
+                    vm.agent = Agent::Alive { hello, heard: at };
+                    vm.reactive.greeted(at);
+                }
+                true
+            }
+            // The session ensures that Hello comes first; without it nothing is believed.
+            Agent::Lost { .. } | Agent::Never => false,
         }
     }
 
@@ -343,7 +356,8 @@ impl Planner {
                 return;
             }
         }
-        self.schedule(name, Some(at + LATE));
+        let late = at + LATE;
+        self.schedule(name, (late < Micros::MAX).then_some(late));
     }
 
     /// One look at a VM. `None`: something changed, look again; otherwise when to look again.
@@ -373,17 +387,20 @@ impl Planner {
             next = next.min(due);
         }
 
-        if let Agent::Lost { next: due, .. } = &mut vm.agent {
+        if let Agent::Lost { next: due, hello, .. } = &mut vm.agent {
+            let silent = hello.is_some();
             if vm.aim >= vm.facts.max.min(vm.settings.max) || !vm.facts.balloon {
-                // All is given back: from here on it is a VM without an agent.
-                vm.agent = Agent::Never;
-                vm.leases.clear();
-                vm.by_statistics.gave(at);
+                // All is given back: from here on it is a VM without an agent, unless its session still lives.
+                if !silent {
+                    vm.agent = Agent::Never;
+                    vm.leases.clear();
+                    vm.by_statistics.gave(at);
+                }
             } else if vm.actual.is_some() {
                 // Without its hypervisor nothing can be given; that it is back is an input.
                 if at >= *due {
                     *due = at + DECAY_EVERY;
-                    let wish = vm.aim + vm.max().share(1, DECAY_SHARE);
+                    let wish = vm.aim + vm.max().share(1, DECAY_SHARE).max(NEAR);
                     self.give(at, name, wish, Reason::Decay);
                     return None;
                 }

@@ -6,7 +6,7 @@
 
 pub mod guest;
 
-use ballast_planner::{Action, Input, Notice, Planner, SILENCE, VmName};
+use ballast_planner::{Action, Facts, Input, Notice, Planner, SILENCE, VmName};
 use ballast_protocol::{Bytes, GuestMessage, Micros, Source, Telemetry, Verdict};
 use guest::{Guest, TICK, Temper};
 use std::collections::BTreeMap;
@@ -24,6 +24,8 @@ struct Book {
     /// Issue or resumption, number, what it kept or was to keep before, target.
     outstanding: Option<(Micros, u64, Bytes, Bytes)>,
     settled: Micros,
+    /// What it kept when the planner last heard of its balloon.
+    kept: Bytes,
     lost: bool,
 }
 
@@ -134,7 +136,7 @@ impl World {
                     let taking = book.judge(self.now, guest, target.bytes(), *from, trusted, &action);
                     self.takings += u64::from(taking);
                     let rebooted = matches!(&action, Action::Order { reason: ballast_planner::Reason::Rebooted, .. });
-                    let before = guest.kept().max(*from);
+                    let before = book.kept.max(*from);
                     book.outstanding = (!rebooted).then(|| (self.now, *order, before, target.bytes()));
                 }
                 Action::Answer { demand, verdict, .. } => {
@@ -161,6 +163,15 @@ impl World {
 impl Book {
     fn hear(&mut self, at: Micros, input: &Input, guest: &Guest) {
         match input {
+            Input::Balloon { actual, .. } | Input::Vm { facts: Facts { actual, .. }, .. } => {
+                // Said a tick ago at most. What is further off is the old kernel's figure, after a reset.
+                let gap = (*actual - guest.kept()).max(guest.kept() - *actual);
+                self.kept = if gap <= Bytes::mib(16) { *actual } else { guest.kept() };
+            }
+            Input::Rebooted { .. } => self.kept = guest.max,
+            _ => {}
+        }
+        match input {
             Input::Guest { message, .. } => {
                 match message {
                     GuestMessage::Hello(_) => {
@@ -184,7 +195,7 @@ impl Book {
                 (self.heard, self.report) = (None, None);
                 self.leases.clear();
             }
-            Input::Rebooted { .. } => *self = Self { settled: at, lost: self.lost, ..Self::default() },
+            Input::Rebooted { .. } => *self = Self { settled: at, lost: self.lost, kept: self.kept, ..Self::default() },
             Input::HypervisorLost { .. } => (self.lost, self.outstanding) = (true, None),
             Input::Vm { .. } => {
                 self.lost = false;
@@ -225,7 +236,9 @@ impl Book {
             return false;
         }
         assert!(trusted, "P3, distrusted: {action:?} at {at}");
-        assert!(guest.running && !self.lost && !guest.settings.exempt, "P3: {action:?} at {at}");
+        assert!(guest.running, "P3, paused: {action:?} at {at}");
+        assert!(!self.lost, "P3, without its hypervisor: {action:?} at {at}");
+        assert!(!guest.settings.exempt, "exempt: {action:?} at {at}");
         assert!(self.outstanding.is_none(), "P4: {action:?} at {at}, {:?}", self.outstanding);
         if let Some(heard) = self.heard {
             assert!(at < heard + SILENCE, "P3, agent: {action:?} at {at}");
