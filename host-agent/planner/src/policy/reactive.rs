@@ -124,8 +124,6 @@ impl Reactive {
         }
         if answer.exhausted || answer.size < Bytes::mib(1) {
             self.block_cache(at);
-        } else {
-            self.cache_block = FIRST_BLOCK.max(Micros(self.cache_block.0 / 2));
         }
     }
 
@@ -171,7 +169,12 @@ impl Reactive {
         Some((trouble, blamed))
     }
 
+    /// No cache is dropped for a while, for longer each time, unless the last time is long past. What was dropped
+    /// without complaint shortens nothing: refaults come later than the answer.
     fn block_cache(&mut self, at: Micros) {
+        if at >= self.cache_blocked + LONGEST_BLOCK {
+            self.cache_block = FIRST_BLOCK;
+        }
         self.cache_blocked = at + self.cache_block;
         self.cache_block = (self.cache_block + self.cache_block).min(LONGEST_BLOCK);
     }
@@ -179,6 +182,10 @@ impl Reactive {
     /// The cache that may be dropped now, and when to look again if none.
     fn cold_cache(&self, vm: &Vm, telemetry: &Telemetry, at: Micros) -> Result<Bytes, Holding> {
         let Agent::Alive { hello, .. } = &vm.agent else { return Err(Holding::Settled) };
+        // A report from before the last dropping shows cache that is gone, and cannot show what that did.
+        if self.taken.is_some_and(|(when, _)| vm.telemetry.as_ref().is_none_or(|t| t.at <= when)) {
+            return Err(Holding::Stale);
+        }
         let cold = telemetry.file - telemetry.dirty - CACHE_FLOOR;
         if !hello.capabilities.reclaim || cold < DEAD_BAND {
             return Err(Holding::Settled);

@@ -203,10 +203,8 @@ impl Book {
             }
             // The truth, whatever the hypervisor reports after a reset.
             Input::Balloon { .. } => self.read(at, guest.kept()),
-            Input::Ordered { order, error: Some(_), .. } => {
-                if self.outstanding.is_some_and(|o| o.1 == *order) {
-                    (self.outstanding, self.settled) = (None, at);
-                }
+            Input::Ordered { order, error: Some(_), .. } if self.outstanding.is_some_and(|o| o.1 == *order) => {
+                (self.outstanding, self.settled) = (None, at);
             }
             Input::Running { running: true, .. } => {
                 if let Some(o) = &mut self.outstanding {

@@ -1,0 +1,219 @@
+//! The laws and what stands around them while all is well, case by case.
+
+mod one;
+
+use ballast_planner::{Action, Facts, Holding, Input, Notice, Reason, Statistics, Trouble, VmSettings};
+use ballast_protocol::{Bytes, GuestMessage, Micros, Pressure, Reclaimed, Source, Telemetry, Verdict};
+use one::{MAX, One, facts, hello, notices, orders, reclaims, vm};
+
+#[test]
+fn takes_only_when_quiet_and_one_step_at_a_time() {
+    let (mut one, _) = One::found(facts(MAX), VmSettings::default());
+    one.hello();
+    assert_eq!(orders(&one.report()), [], "it has just been found");
+    assert!(matches!(one.holding(), Holding::CoolingDown(_)));
+    one.wait(Micros::millis(1_500));
+    one.report();
+    let taken = orders(&one.wait(Micros::millis(600)));
+    assert_eq!(taken[0].0, MAX - Bytes::mib(64), "one step, as soon as it is quiet");
+    assert_eq!(taken.len(), 1, "and no second one while that is under way");
+    one.follow(Bytes::mib(448));
+    assert_eq!(one.holding(), Holding::Stale, "the last report is from before the balloon settled");
+    assert_eq!(orders(&one.report())[0].0, Bytes::mib(384));
+}
+
+#[test]
+fn leaves_the_headroom_and_ignores_the_dead_band() {
+    for (free, expected) in [(75, None), (76, Some(506)), (92, Some(490))] {
+        // 6 MiB watermark + 64 MiB headroom + 6 MiB dead band.
+        let mut one = One::quiet();
+        (one.report.free, one.report.file, one.report.giveable) = (Bytes::mib(free), Bytes::mib(10), Bytes::mib(free));
+        let taken = orders(&one.report());
+        assert_eq!(taken.first().map(|o| o.0), expected.map(Bytes::mib), "{free} MiB free");
+    }
+}
+
+#[test]
+fn refills_at_once_and_only_once_for_one_report() {
+    let mut one = One::quiet_at(Bytes::mib(256));
+    (one.report.free, one.report.giveable) = (Bytes::mib(16), Bytes::mib(10));
+    let given = orders(&one.report());
+    assert_eq!(given, [(Bytes::mib(256 + 54), Reason::Refill)]);
+    assert_eq!(orders(&one.follow(Bytes::mib(310))), [], "that report's hole is filled");
+    one.report.free = Bytes::mib(16);
+    assert_eq!(orders(&one.report()).len(), 1, "a new report, a new hole");
+}
+
+#[test]
+fn what_hurts_is_undone_and_blocked_for_twice_as_long_each_time() {
+    type Hurt = fn(&mut Telemetry);
+    let hurts: [(Trouble, Hurt); 4] = [
+        (Trouble::AllocStalls, |t| t.counters.alloc_stall = t.counters.alloc_stall.map(|n| n + 1)),
+        (Trouble::Pressure, |t| {
+            t.memory_pressure = t.memory_pressure.map(|p| Pressure { some: p.some + Micros::millis(5), ..p })
+        }),
+        (Trouble::Swapping, |t| t.counters.swap_in = t.counters.swap_in.map(|n| n + 256)),
+        (Trouble::Refaults, |t| t.counters.refault_file = t.counters.refault_file.map(|n| n + 256)),
+    ];
+    for (trouble, hurt) in hurts {
+        let mut one = One::quiet();
+        for block in [10, 20, 40] {
+            let before = one.aim();
+            while one.aim() >= before {
+                one.idle(1);
+            }
+            let target = one.aim();
+            one.follow(target);
+            hurt(&mut one.report);
+            let undone = orders(&one.report());
+            assert_eq!(undone, [(before, Reason::Undo(trouble))]);
+            one.follow(before);
+            let calm = orders(&one.idle(block - 2));
+            assert_eq!(calm, [], "{trouble:?}: blocked for {block} s");
+            assert!(matches!(one.holding(), Holding::Blocked(_)), "{:?}", one.holding());
+        }
+    }
+}
+
+#[test]
+fn an_oom_kill_gives_everything_at_once() {
+    let mut one = One::quiet_at(Bytes::mib(256));
+    one.report();
+    one.report.counters.oom_kill = Some(1);
+    let actions = one.report();
+    assert_eq!(orders(&actions), [(MAX, Reason::Killed)]);
+    assert_eq!(notices(&actions), [Notice::OomKills(1)]);
+}
+
+#[test]
+fn cold_cache_is_dropped_and_left_alone_for_twice_as_long_after_refaults() {
+    let mut one = One::quiet();
+    (one.report.free, one.report.file, one.report.giveable) = (Bytes::mib(40), Bytes::mib(200), Bytes::mib(200));
+    let asked = reclaims(&one.idle(4));
+    assert_eq!(asked.len(), 1, "one at a time");
+    assert_eq!(asked[0].1, Bytes::mib(32));
+    for (id, block) in [(asked[0].0, 10), (asked[0].0 + 1, 20)] {
+        one.report.counters.refault_file = one.report.counters.refault_file.map(|n| n + 1000);
+        one.says(GuestMessage::Reclaimed(Reclaimed { id, size: Bytes::mib(4), exhausted: false }));
+        one.report();
+        assert_eq!(reclaims(&one.idle(block - 2)), [], "blocked for at least {block} s");
+        let later = reclaims(&one.idle(4));
+        assert_eq!(later.len(), 1, "tried again");
+    }
+}
+
+#[test]
+fn an_exhausted_cache_is_not_asked_again_soon() {
+    let mut one = One::quiet();
+    (one.report.free, one.report.file, one.report.giveable) = (Bytes::mib(40), Bytes::mib(200), Bytes::mib(200));
+    let (id, _) = reclaims(&one.idle(4))[0];
+    one.says(GuestMessage::Reclaimed(Reclaimed { id, size: Bytes::mib(1), exhausted: true }));
+    assert_eq!(reclaims(&one.idle(8)), []);
+    assert_eq!(reclaims(&one.idle(6)).len(), 1);
+}
+
+#[test]
+fn an_exempt_vm_gets_everything_and_keeps_it() {
+    let mut one = One::quiet_at(Bytes::mib(256));
+    one.settings.exempt = true;
+    let actions = one.described();
+    assert_eq!(orders(&actions), [(MAX, Reason::Exempt)]);
+    one.follow(MAX);
+    assert_eq!(orders(&one.idle(20)), []);
+    assert_eq!(one.holding(), Holding::Exempt);
+}
+
+#[test]
+fn without_deflate_on_oom_nothing_is_taken_and_people_are_told_once() {
+    for (host, guest) in [(Some(false), true), (None, false), (Some(true), false)] {
+        let (mut one, mut actions) = One::found(Facts { deflate_on_oom: host, ..facts(MAX) }, VmSettings::default());
+        actions.extend(one.says(GuestMessage::Hello(hello(guest))));
+        actions.extend(one.idle(20));
+        assert_eq!(orders(&actions), [(MAX, Reason::Adopted)]);
+        assert_eq!(notices(&actions), [Notice::NoDeflateOnOom]);
+        one.settings.allow_without_deflate_on_oom = true;
+        let mut allowed = one.described();
+        allowed.extend(one.idle(5));
+        assert!(!orders(&allowed).is_empty(), "the operator may insist, {host:?}");
+    }
+}
+
+#[test]
+fn a_release_gives_everything_and_nothing_is_taken_after_it() {
+    let mut one = One::quiet_at(Bytes::mib(256));
+    one.report();
+    assert_eq!(orders(&one.hand(Input::Release { vm: vm() })), [(MAX, Reason::Release)]);
+    one.follow(MAX);
+    assert_eq!(orders(&one.idle(30)), []);
+}
+
+#[test]
+fn a_raised_minimum_is_given_at_once() {
+    let mut one = One::quiet_at(Bytes::mib(256));
+    one.settings.min = Bytes::mib(400);
+    assert_eq!(orders(&one.described()), [(Bytes::mib(400), Reason::Settings)]);
+}
+
+#[test]
+fn a_lowered_maximum_is_a_taking_like_any_other() {
+    let mut one = One::quiet();
+    (one.report.free, one.report.giveable) = (Bytes::mib(60), Bytes::mib(100));
+    one.settings.max = Bytes::mib(256);
+    assert_eq!(orders(&one.described()), [], "not without fresh figures");
+    let mut least = MAX;
+    for _ in 0..20 {
+        for (target, reason) in orders(&one.idle(1)) {
+            assert_eq!(reason, Reason::Settings);
+            assert!(target >= Bytes::mib(412), "the floor counts more than the maximum");
+            least = target;
+            one.follow(target);
+        }
+    }
+    assert_eq!(least, Bytes::mib(412));
+}
+
+#[test]
+fn a_lease_holds_until_it_is_withdrawn() {
+    let mut one = One::quiet_at(Bytes::mib(256));
+    (one.report.free, one.report.giveable) = (Bytes::mib(60), Bytes::mib(40));
+    one.report();
+    let given = orders(&one.demand(Source::Reserve, Bytes::mib(200)));
+    assert_eq!(given[0].0, Bytes::mib(456));
+    one.follow(Bytes::mib(456));
+    assert_eq!(orders(&one.idle(20)), []);
+    let mut actions = one.says(GuestMessage::Withdraw { id: 1 });
+    actions.extend(one.idle(5));
+    assert!(!orders(&actions).is_empty());
+}
+
+#[test]
+fn a_demand_gets_all_it_asks_for_in_one_order() {
+    let mut one = One::quiet_at(Bytes::mib(256));
+    one.report();
+    for (size, target, verdict) in [(100, 356, true), (400, 512, false)] {
+        let actions = one.demand(Source::Slack, Bytes::mib(size));
+        assert_eq!(orders(&actions)[0].0, Bytes::mib(target));
+        let granted = actions.iter().any(|a| matches!(a, Action::Answer { verdict: Verdict::Granted { .. }, .. }));
+        assert_eq!(granted, verdict);
+        assert_eq!(orders(&one.demand(Source::Slack, Bytes::mib(size))), [], "asked again, nothing twice");
+    }
+}
+
+#[test]
+fn a_guest_without_an_agent_keeps_its_margin() {
+    let (mut one, _) = One::found(facts(MAX), VmSettings::default());
+    let tell = |one: &mut One, free| {
+        let statistics =
+            Statistics { free: Some(Bytes::mib(free)), available: Some(Bytes::mib(free)), ..Statistics::default() };
+        one.hand(Input::Statistics { vm: vm(), statistics })
+    };
+    assert_eq!(orders(&tell(&mut one, 300)), []);
+    assert_eq!(orders(&one.wait(Micros::secs(9))), []);
+    tell(&mut one, 300);
+    let taken = orders(&one.wait(Micros::secs(2)));
+    assert_eq!(taken[0].0, Bytes::mib(512 - 25), "a twentieth");
+    one.balloon(taken[0].0);
+    tell(&mut one, 140);
+    assert_eq!(orders(&one.wait(Micros::secs(12))), [], "128 MiB stay");
+    assert_eq!(orders(&tell(&mut one, 60)), [(MAX, Reason::Refill)]);
+}
