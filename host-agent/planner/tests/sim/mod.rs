@@ -180,7 +180,11 @@ impl Book {
                     }
                     GuestMessage::Telemetry(t) => self.report = Some((at, t.clone())),
                     GuestMessage::Demand(d) if d.source == Source::Reserve && self.heard.is_some() => {
-                        self.asked = Some((d.id, guest.kept() + d.size));
+                        // What it kept when it asked; who is not believed is owed no more than the hypervisor saw.
+                        let said = guest.max - d.ballooned.unwrap_or_default();
+                        let had = if guest.temper == Temper::Malicious { said.min(self.kept) } else { said };
+                        // No more is promised than the maximum of that moment.
+                        self.asked = Some((d.id, (had + d.size).min(guest.max.min(guest.settings.max))));
                     }
                     GuestMessage::Withdraw { id } => {
                         self.leases.remove(id);
@@ -230,6 +234,8 @@ impl Book {
         let max = guest.max.min(guest.settings.max);
         assert!(target >= guest.settings.min.min(max), "P1, minimum: {action:?} at {at}, {:?}", guest.settings);
         assert!(target <= guest.max, "above everything: {action:?}");
+        let leased = self.leases.values().max().copied().unwrap_or_default().min(max);
+        assert!(target >= leased, "P1, lease of {leased}: {action:?} at {at}");
         if target >= from {
             return false;
         }
