@@ -12,6 +12,8 @@ use guest::{Guest, TICK, Temper};
 use std::collections::BTreeMap;
 
 const NEAR: Bytes = Bytes::mib(1);
+/// A balloon moves less than this in the tick between a figure and its being heard.
+const LAG: Bytes = Bytes::mib(16);
 
 /// What the judge knows of one VM.
 #[derive(Debug, Default)]
@@ -166,7 +168,7 @@ impl Book {
             Input::Balloon { actual, .. } | Input::Vm { facts: Facts { actual, .. }, .. } => {
                 // Said a tick ago at most. What is further off is the old kernel's figure, after a reset.
                 let gap = (*actual - guest.kept()).max(guest.kept() - *actual);
-                self.kept = if gap <= Bytes::mib(16) { *actual } else { guest.kept() };
+                self.kept = if gap <= LAG { *actual } else { guest.kept() };
             }
             Input::Rebooted { .. } => self.kept = guest.max,
             _ => {}
@@ -272,7 +274,7 @@ impl Book {
             && guest.running
             && guest.temper != Temper::Malicious
         {
-            let patience = Micros::secs(4) + Micros((from - target).share(1_000_000, 15 << 20).0);
+            let patience = Micros::secs(4) + Micros((from + LAG - target).share(1_000_000, 15 << 20).0);
             assert!(at <= since + patience + TICK, "P4: {} stalls since {since}, it is {at}", guest.name);
         }
     }
