@@ -22,8 +22,6 @@ mod guest;
 #[cfg(feature = "lab")]
 mod host_agent;
 #[cfg(feature = "lab")]
-mod host_pages;
-#[cfg(feature = "lab")]
 mod machine;
 #[cfg(feature = "lab")]
 mod memory;
@@ -42,8 +40,6 @@ pub use children::{Process, Turn, bursting, log_tail, sweep};
 pub use guest::{Guest, Pending};
 #[cfg(feature = "lab")]
 pub use host_agent::HostAgent;
-#[cfg(feature = "lab")]
-pub use host_pages::LargePages;
 #[cfg(feature = "lab")]
 pub use machine::{Balloon, Machine, MachineBuilder, NOISE_FILE};
 #[cfg(feature = "lab")]

@@ -17,7 +17,6 @@ impl Host {
     pub fn checks(&self, config: Option<&Config>) -> Vec<Check> {
         let mut all = vec![self.accelerator(), self.vsock(config), self.cgroups(), self.pressure()];
         all.push(self.same_page_merging(config));
-        all.extend(self.shared_pages(config));
         all.push(self.iperf3());
         all.extend(self.unused_libvirt(config));
         all
@@ -117,24 +116,6 @@ impl Host {
         }
     }
 
-    /// Memory that is shared with a vsock daemon gets 4 KiB pages by default. What a balloon gave back then costs its
-    /// guest 3.9 us a page at the first touch (measured; a burst of 300 MiB took 1.4 times as long, whoever gave it).
-    fn shared_pages(&self, config: Option<&Config>) -> Option<Check> {
-        const NAME: &str = "shared memory";
-        const SETTING: &str = "sys/kernel/mm/transparent_hugepage/hugepages-64kB/shmem_enabled";
-        let shared = config?.vms.iter().any(|v| matches!(v.agent, Some(Address::Hybrid(_))));
-        let setting = self.read(SETTING).filter(|_| shared)?;
-        Some(if setting.contains("[never]") {
-            Check::warn(
-                NAME,
-                "VMs use hybrid vsock; if through vhost-user, their memory is in 4 KiB pages and slow to touch anew",
-                format!("`echo advise >/{SETTING}`, or use the kernel's vsock device (vhost_vsock)"),
-            )
-        } else {
-            Check::ok(NAME, "shared guest memory can have 64 KiB pages")
-        })
-    }
-
     fn iperf3(&self) -> Check {
         const NAME: &str = "iperf3";
         match self.programs.iter().map(|d| d.join(NAME)).find(|p| p.is_file()) {
@@ -180,17 +161,6 @@ mod tests {
 
     const HYBRID: &str = "[[vm]]\nname = \"a\"\nqmp = \"/q\"\nvsock = \"/v\"\n";
     const PROTOCOLS: &str = "protocol  size sockets  memory press maxhdr  slab module\nAF_VSOCK  1096      0      -1   NI       0   yes  vsock\n";
-
-    #[test]
-    fn small_pages_of_shared_memory_are_named_where_they_matter() {
-        let file = "sys/kernel/mm/transparent_hugepage/hugepages-64kB/shmem_enabled";
-        let (_never, host) = machine(&[(file, "always inherit within_size advise [never]\n")]);
-        let check = host.shared_pages(Some(&config(HYBRID))).unwrap();
-        assert_eq!(check.state, State::Warn);
-        assert!(host.shared_pages(Some(&config("[libvirt]"))).is_none());
-        let (_advise, host) = machine(&[(file, "always inherit within_size [advise] never\n")]);
-        assert_eq!(host.shared_pages(Some(&config(HYBRID))).unwrap().state, State::Ok);
-    }
 
     #[test]
     fn a_good_machine_is_good() {

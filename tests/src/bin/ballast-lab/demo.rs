@@ -15,7 +15,7 @@ mod report;
 use anyhow::{Context, Result, bail};
 use ballast_protocol::Bytes;
 use ballast_tests::wire::{Counters, End, Touch, Touched};
-use ballast_tests::{Balloon, HostAgent, LargePages, Machine, NOISE_FILE, paths};
+use ballast_tests::{Balloon, HostAgent, Machine, NOISE_FILE, paths};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::process::ExitCode;
 use std::thread::{self, sleep};
@@ -50,9 +50,6 @@ pub struct Demo {
     /// The guests' CPUs.
     #[arg(long, default_value_t = 2)]
     vcpus: u32,
-    /// Leave shared memory in 4 KiB pages; otherwise this host gives it 64 KiB pages while the demo runs.
-    #[arg(long)]
-    small_pages: bool,
     /// Let the pair's guest report free pages as well.
     #[arg(long)]
     with_reporting: bool,
@@ -87,7 +84,6 @@ impl Demo {
         let folder = paths::target().join("demo");
         std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let begun = Instant::now();
-        let pages = if self.small_pages { None } else { LargePages::set() };
         let bar = ProgressBar::new(19);
         bar.set_style(ProgressStyle::with_template("{bar:30} {elapsed} of about 3 min  {msg}")?);
         bar.enable_steady_tick(Duration::from_millis(500));
@@ -139,8 +135,7 @@ impl Demo {
         watch(&mut arms, AFTER_CACHE)?;
         bar.finish_and_clear();
 
-        let summary =
-            report::summary(&mut arms, self.vcpus, pages.is_some(), sizes, begun.elapsed(), &host.journal_path())?;
+        let summary = report::summary(&mut arms, self.vcpus, sizes, begun.elapsed(), &host.journal_path())?;
         let journal = folder.join("journal.jsonl");
         std::fs::copy(host.journal_path(), &journal).with_context(|| journal.display().to_string())?;
         std::fs::write(folder.join("host.log"), std::fs::read(host.log_path())?)?;

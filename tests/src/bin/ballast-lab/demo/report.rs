@@ -15,8 +15,6 @@ use std::time::Duration;
 #[derive(Debug, Serialize)]
 pub struct Summary {
     pub vcpus: u32,
-    /// Guest memory was in 64 KiB pages of the host where it could be.
-    pub large_pages: bool,
     pub arms: BTreeMap<&'static str, ArmSummary>,
     /// Each arm's figures over `static`'s, and the two ratios between other arms.
     pub ratios: BTreeMap<String, f64>,
@@ -57,14 +55,7 @@ pub struct ArmSummary {
     pub refaults: u64,
 }
 
-pub fn summary(
-    arms: &mut [Arm],
-    vcpus: u32,
-    large_pages: bool,
-    fixed: Bytes,
-    took: Duration,
-    journal: &Path,
-) -> Result<Summary> {
+pub fn summary(arms: &mut [Arm], vcpus: u32, fixed: Bytes, took: Duration, journal: &Path) -> Result<Summary> {
     let mut found = BTreeMap::new();
     for arm in arms.iter_mut() {
         found.insert(arm.name, arm_summary(arm)?);
@@ -74,7 +65,6 @@ pub fn summary(
     let ratios = ratios(&found);
     Ok(Summary {
         vcpus,
-        large_pages,
         ratios,
         fixed_balloon_mib: fixed.as_mib(),
         demands_with_an_order: count,
@@ -140,6 +130,8 @@ fn ratios(arms: &BTreeMap<&'static str, ArmSummary>) -> BTreeMap<String, f64> {
     };
     for (name, arm) in arms.iter().filter(|(name, _)| **name != ARMS[STATIC]) {
         put(format!("{name}.burst"), arm.burst_ms_median, base.burst_ms_median);
+        // The first burst of `static` takes its pages from the host as every burst of the others does.
+        put(format!("{name}.burst_to_first_of_static"), arm.burst_ms_median, base.bursts_ms.first().copied());
         put(format!("{name}.worst_stall"), arm.worst_stall_ms_median, base.worst_stall_ms_median);
         put(format!("{name}.idle_resident"), Some(arm.idle_resident_mib), Some(base.idle_resident_mib));
         put(format!("{name}.cache_resident"), Some(arm.cache_resident_mib), Some(base.cache_resident_mib));
@@ -214,19 +206,19 @@ pub fn table(summary: &Summary) -> String {
     );
     let _ = writeln!(
         out,
-        "({} demands with an order; clocks aligned by a round trip of {:.2} ms; the fixed balloon had {} MiB; {} vCPUs; guest memory in {} pages of the host; {:.0} s in all)",
+        "({} demands with an order; clocks aligned by a round trip of {:.2} ms; the fixed balloon had {} MiB; {} vCPUs; {:.0} s in all)",
         summary.demands_with_an_order,
         summary.clock_round_trip_ms.unwrap_or(f64::NAN),
         summary.fixed_balloon_mib,
         summary.vcpus,
-        if summary.large_pages { "64 KiB" } else { "4 KiB" },
         summary.took_s
     );
     let ratio = |name: &str| summary.ratios.get(name).map_or_else(|| "-".to_owned(), |r| format!("{r:.2}"));
     let _ = writeln!(
         out,
-        "ballast / static: burst {}, worst stall {}, idle resident {}; ballast / reporting: after cache {}",
+        "ballast / static: burst {} ({} of static's first, whose pages the host had not given yet), worst stall {}, idle\nresident {}; ballast / reporting: after cache {}",
         ratio("ballast.burst"),
+        ratio("ballast.burst_to_first_of_static"),
         ratio("ballast.worst_stall"),
         ratio("ballast.idle_resident"),
         ratio("ballast_to_reporting.cache_resident")
