@@ -11,6 +11,7 @@
 
 mod reaction;
 mod report;
+mod warm;
 
 use anyhow::{Context, Result, bail};
 use ballast_protocol::Bytes;
@@ -84,6 +85,7 @@ impl Demo {
         let folder = paths::target().join("demo");
         std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let begun = Instant::now();
+        let warm = warm::Warm::where_needed();
         let bar = ProgressBar::new(19);
         bar.set_style(ProgressStyle::with_template("{bar:30} {elapsed} of about 3 min  {msg}")?);
         bar.enable_steady_tick(Duration::from_millis(500));
@@ -135,7 +137,8 @@ impl Demo {
         watch(&mut arms, AFTER_CACHE)?;
         bar.finish_and_clear();
 
-        let summary = report::summary(&mut arms, self.vcpus, sizes, begun.elapsed(), &host.journal_path())?;
+        let summary =
+            report::summary(&mut arms, self.vcpus, warm.is_some(), sizes, begun.elapsed(), &host.journal_path())?;
         let journal = folder.join("journal.jsonl");
         std::fs::copy(host.journal_path(), &journal).with_context(|| journal.display().to_string())?;
         std::fs::write(folder.join("host.log"), std::fs::read(host.log_path())?)?;

@@ -15,6 +15,8 @@ use std::time::Duration;
 #[derive(Debug, Serialize)]
 pub struct Summary {
     pub vcpus: u32,
+    /// This machine reports its free pages to a host of its own, so some were kept in use (see `warm`).
+    pub warmed: bool,
     pub arms: BTreeMap<&'static str, ArmSummary>,
     /// Each arm's figures over `static`'s, and the two ratios between other arms.
     pub ratios: BTreeMap<String, f64>,
@@ -55,7 +57,14 @@ pub struct ArmSummary {
     pub refaults: u64,
 }
 
-pub fn summary(arms: &mut [Arm], vcpus: u32, fixed: Bytes, took: Duration, journal: &Path) -> Result<Summary> {
+pub fn summary(
+    arms: &mut [Arm],
+    vcpus: u32,
+    warmed: bool,
+    fixed: Bytes,
+    took: Duration,
+    journal: &Path,
+) -> Result<Summary> {
     let mut found = BTreeMap::new();
     for arm in arms.iter_mut() {
         found.insert(arm.name, arm_summary(arm)?);
@@ -65,6 +74,7 @@ pub fn summary(arms: &mut [Arm], vcpus: u32, fixed: Bytes, took: Duration, journ
     let ratios = ratios(&found);
     Ok(Summary {
         vcpus,
+        warmed,
         ratios,
         fixed_balloon_mib: fixed.as_mib(),
         demands_with_an_order: count,
@@ -206,11 +216,12 @@ pub fn table(summary: &Summary) -> String {
     );
     let _ = writeln!(
         out,
-        "({} demands with an order; clocks aligned by a round trip of {:.2} ms; the fixed balloon had {} MiB; {} vCPUs; {:.0} s in all)",
+        "({} demands with an order; clocks aligned by a round trip of {:.2} ms; the fixed balloon had {} MiB; {} vCPUs{}; {:.0} s in all)",
         summary.demands_with_an_order,
         summary.clock_round_trip_ms.unwrap_or(f64::NAN),
         summary.fixed_balloon_mib,
         summary.vcpus,
+        if summary.warmed { "; this machine is a VM, its free memory was kept warm" } else { "" },
         summary.took_s
     );
     let ratio = |name: &str| summary.ratios.get(name).map_or_else(|| "-".to_owned(), |r| format!("{r:.2}"));
