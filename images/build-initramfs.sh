@@ -80,8 +80,20 @@ pack() {
 }
 pack "$tree" "$image"
 
-# The host agent too, for the tests of AF_VSOCK inside one guest. Apart, because a guest's memory holds its image: the
-# kernel unpacks archives that follow each other into one tree.
+# iperf3 and its libraries for machines on a network, 8 MiB. Apart, because a guest's memory holds its image: the kernel
+# unpacks archives that follow each other into one tree.
+if iperf3=$(command -v iperf3); then
+    rm -rf "${tree:?}"/*
+    install -D "$iperf3" "$tree/bin/iperf3"
+    ldd "$iperf3" | grep -o '/[^ ]*' | while read -r library; do
+        install -D "$library" "$tree$library"
+    done
+    pack "$tree" "$guest/iperf3.cpio"
+    cat "$image" "$guest/iperf3.cpio" >"$tree.cpio"
+    cmp -s "$tree.cpio" "$guest/initramfs-net.cpio" || mv "$tree.cpio" "$guest/initramfs-net.cpio"
+fi
+
+# The host agent too, for the tests of AF_VSOCK inside one guest, apart for the same reason.
 if [ -x "$binaries/ballast-host" ]; then
     rm -rf "${tree:?}"/*
     install -D "$binaries/ballast-host" "$tree/bin/ballast-host"

@@ -1,6 +1,7 @@
 //! The guest's `ballast-testd`, spoken to over the second serial line.
 
 use crate::children::log_tail;
+use crate::network::iperf3_answer;
 use crate::wire::{
     AgentState, Asked, Counters, End, Failure, FileRead, Peer, Reply, Request, Shell, Swarm, Touch, Touched,
 };
@@ -307,6 +308,36 @@ impl Guest {
             0 => Ok(output),
             _ => Err(anyhow!("guest {}: `{command}` ended with {status}: {output}\n{}", self.name, self.log())),
         }
+    }
+
+    /// Starts the real iperf3 as a server on a port, as fit to be killed as any workload; a machine must have been
+    /// built with a network. One server serves one client at a time.
+    ///
+    /// # Errors
+    /// It does not listen.
+    pub fn iperf3_server(&self, port: u16) -> Result<()> {
+        // /proc/net/tcp: local address and port in hexadecimal, state 0A is LISTEN (proc(5)).
+        let command = format!(
+            "iperf3 -s -D -p {port} && n=0 && until grep -q ':{port:04X} [0-9A-F:]* 0A' /proc/net/tcp /proc/net/tcp6; do \
+             n=$((n+1)); [ $n -lt 500 ] || exit 1; usleep 10000; done"
+        );
+        let Shell { status, output } =
+            self.ask::<Shell>(Request::Sh { command, workload: true })?.wait(WORK_PATIENCE)?;
+        match status {
+            0 => Ok(()),
+            _ => Err(anyhow!("guest {}: iperf3 -s ended with {status}: {output}\n{}", self.name, self.log())),
+        }
+    }
+
+    /// Runs the real iperf3 in the guest as a client, with `-J` and, for a short answer, `-i 0`; returns what it says.
+    ///
+    /// # Errors
+    /// It fails; in its own words.
+    pub fn iperf3(&self, args: &[&str]) -> Result<serde_json::Value> {
+        // Indented, a run of some seconds would not fit into an answer.
+        let command = format!("iperf3 -J -i 0 {} | tr -d '\\t\\n'", args.join(" "));
+        let said = self.ask::<Shell>(Request::Sh { command, workload: true })?.wait(WORK_PATIENCE)?;
+        iperf3_answer(said.output.as_bytes()).with_context(|| format!("guest {}: iperf3 {}", self.name, args.join(" ")))
     }
 
     /// Connects by AF_VSOCK from an ordinary source port as `nobody`.

@@ -2,6 +2,7 @@
 
 use crate::children::{Folder, Process, log_tail};
 use crate::machine::Machine;
+use crate::network::Network;
 use crate::paths;
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
@@ -20,6 +21,7 @@ const TAIL: usize = 25;
 #[derive(Debug)]
 pub struct HostAgent {
     process: Option<Process>,
+    network: Option<Network>,
     folder: Folder,
 }
 
@@ -46,7 +48,19 @@ impl HostAgent {
     ///
     /// # Errors
     /// It is not built, or ends, or does not answer; with the end of its log.
-    pub fn start(mut config: Table) -> Result<Self> {
+    pub fn start(config: Table) -> Result<Self> {
+        Self::start_on(config, None)
+    }
+
+    /// As [`HostAgent::start`], on a private network.
+    ///
+    /// # Errors
+    /// As [`HostAgent::start`].
+    pub fn start_in(config: Table, network: &Network) -> Result<Self> {
+        Self::start_on(config, Some(network.clone()))
+    }
+
+    fn start_on(mut config: Table, network: Option<Network>) -> Result<Self> {
         let folder = Folder::new()?;
         let daemon = config.entry("daemon").or_insert_with(|| Table::new().into());
         let daemon = daemon.as_table_mut().context("`daemon` is not a table")?;
@@ -57,7 +71,7 @@ impl HostAgent {
         journal.insert("path".into(), path(&folder.file("state").join("journal")));
         std::fs::create_dir(folder.file("state"))?;
         std::fs::write(folder.file("config.toml"), toml::to_string(&config)?)?;
-        let mut agent = Self { process: None, folder };
+        let mut agent = Self { process: None, network, folder };
         agent.restart()?;
         Ok(agent)
     }
@@ -70,7 +84,11 @@ impl HostAgent {
         self.process = None;
         let config = self.folder.file("config.toml").display().to_string();
         let program = Self::program()?;
-        let process = Process::start(&program, &["run".into(), "--config".into(), config], &self.log_path())?;
+        let args = ["run".into(), "--config".into(), config];
+        let process = match &self.network {
+            None => Process::start(&program, &args, &self.log_path())?,
+            Some(network) => network.start(&program, &args, &self.log_path())?,
+        };
         let process = self.process.insert(process);
         let deadline = Instant::now() + START;
         loop {

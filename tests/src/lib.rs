@@ -3,6 +3,7 @@
 //! ```text
 //!   test ── Machine ── qemu, its guest memory (a memfd: `resident()`), vsock device, two QMP monitors
 //!     │        └────── Guest ── serial line 1 ── ballast-testd ── workloads in workload.slice
+//!     │        └────── Network ── a private one, with iperf3 on it
 //!     └── HostAgent ── ballast-host run --config ... ── the machine's second QMP monitor, its vsock socket
 //! ```
 //!
@@ -28,6 +29,8 @@ mod machine;
 #[cfg(feature = "lab")]
 mod memory;
 #[cfg(feature = "lab")]
+mod network;
+#[cfg(feature = "lab")]
 pub mod paths;
 #[cfg(feature = "lab")]
 mod qmp;
@@ -44,6 +47,8 @@ pub use guest::{Guest, Pending};
 pub use host_agent::HostAgent;
 #[cfg(feature = "lab")]
 pub use machine::{Balloon, Machine, MachineBuilder, NOISE_FILE};
+#[cfg(feature = "lab")]
+pub use network::{Link, Network};
 #[cfg(feature = "lab")]
 pub use qmp::Qmp;
 #[cfg(feature = "lab")]

@@ -11,6 +11,7 @@ use crate::accel::Accel;
 use crate::children::{Folder, Process, log_tail};
 use crate::guest::Guest;
 use crate::memory::Memory;
+use crate::network::{Link, Network, Port};
 use crate::paths;
 use crate::qmp::Qmp;
 use crate::vsock::Vsock;
@@ -18,6 +19,7 @@ use anyhow::{Context, Result, bail};
 use ballast_protocol::Bytes;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -60,6 +62,8 @@ struct Shape {
     balloon: Option<Balloon>,
     disk: bool,
     host_agent: bool,
+    /// With a network device, and iperf3 in its image.
+    link: Option<Link>,
     /// `None`: whatever works here.
     accel: Option<Accel>,
 }
@@ -70,6 +74,7 @@ pub struct MachineBuilder {
     name: String,
     shape: Shape,
     vsock: bool,
+    network: Option<Network>,
 }
 
 /// A running guest. Dropping it ends it and leaves nothing behind.
@@ -86,6 +91,7 @@ pub struct Machine {
     pub qemu: Process,
     memory: Memory,
     shape: Shape,
+    port: Option<Port>,
     folder: Folder,
 }
 
@@ -131,6 +137,14 @@ impl MachineBuilder {
         self
     }
 
+    /// On this network, and with iperf3 in its image.
+    #[must_use]
+    pub fn network(mut self, network: &Network) -> Self {
+        self.shape.link = Some(network.link());
+        self.network = Some(network.clone());
+        self
+    }
+
     /// Without a vsock device.
     #[must_use]
     pub fn without_vsock(mut self) -> Self {
@@ -161,6 +175,7 @@ impl MachineBuilder {
             if (rate - 1.0).abs() > CLOCK_ERROR {
                 continue;
             }
+            machine.join_network()?;
             if self.vsock {
                 machine.plug_vsock()?;
             }
@@ -181,6 +196,7 @@ impl MachineBuilder {
         let memory = base.memory.duplicate(&self.name)?;
         let mut machine = Machine::launch(&self, memory, &["-incoming", "defer"])?;
         machine.resume(&base.state).with_context(|| format!("cannot clone machine {}", self.name))?;
+        machine.join_network()?;
         if self.vsock {
             machine.plug_vsock()?;
         }
@@ -199,7 +215,9 @@ fn base(shape: &Shape) -> Result<Arc<Base>> {
 
 impl Base {
     fn make(shape: &Shape) -> Result<Self> {
-        let builder = MachineBuilder { name: "base".into(), shape: shape.clone(), vsock: false };
+        // Of its own: what a device may offer depends on what is behind it, and must not change with the clone.
+        let network = shape.link.map(Network::with).transpose()?;
+        let builder = MachineBuilder { name: "base".into(), shape: shape.clone(), vsock: false, network };
         let mut machine = builder.boot()?;
         // What the boot has left over would otherwise run in every clone.
         machine.guest.sh_ok("sync; echo 3 >/proc/sys/vm/drop_caches; sleep 0.2")?;
@@ -235,24 +253,35 @@ impl Machine {
             balloon: Some(Balloon::default()),
             disk: false,
             host_agent: false,
+            link: None,
             accel: None,
         };
-        MachineBuilder { name: name.to_owned(), shape, vsock: true }
+        MachineBuilder { name: name.to_owned(), shape, vsock: true, network: None }
     }
 
     fn launch(builder: &MachineBuilder, memory: Memory, extra: &[&str]) -> Result<Self> {
-        let MachineBuilder { name, shape, .. } = builder;
+        let MachineBuilder { name, shape, network, .. } = builder;
         let accel = shape.accel.map_or_else(Accel::here, Ok)?;
         let kernel = paths::required(paths::guest("vmlinuz"), "make setup")?;
-        let image = if shape.host_agent { "initramfs-host.cpio" } else { "initramfs.cpio" };
-        let image = paths::required(paths::guest(image), "make image-host")?;
+        let (image, made_by) = match (shape.host_agent, shape.link) {
+            (true, Some(_)) => bail!("machine {name}: no image has both the host agent and iperf3"),
+            (true, None) => ("initramfs-host.cpio", "make image-host"),
+            (false, Some(_)) => ("initramfs-net.cpio", "make image"),
+            (false, None) => ("initramfs.cpio", "make image"),
+        };
+        let image = paths::required(paths::guest(image), made_by)?;
         let folder = Folder::new()?;
         let disk = shape.disk.then(disk).transpose()?;
         let mut args = arguments(shape, accel, &memory, &folder, disk.as_deref());
         args.extend(["-kernel".into(), kernel.display().to_string(), "-initrd".into(), image.display().to_string()]);
         args.extend(extra.iter().map(|&a| a.to_owned()));
         let log = folder.file("qemu.log");
-        let mut qemu = Process::start(Path::new("qemu-system-x86_64"), &args, &log)?;
+        let program = Path::new("qemu-system-x86_64");
+        let port = network.as_ref().map(Network::port).transpose()?;
+        let mut qemu = match &port {
+            None => Process::start(program, &args, &log)?,
+            Some(port) => port.network().start(program, &[&args[..], &port.arguments()].concat(), &log)?,
+        };
         let told = || format!("machine {name}: QEMU does not start\n{}", log_tail(&log, 10));
         let deadline = Instant::now() + PATIENCE;
         let qmp = loop {
@@ -262,8 +291,11 @@ impl Machine {
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
         };
+        if let Some(port) = &port {
+            port.connect().with_context(told)?;
+        }
         let guest = Guest::attach(name, &folder.file("testd"), &folder.file("console")).with_context(told)?;
-        Ok(Self { name: name.clone(), guest, qmp, vsock: None, qemu, memory, shape: shape.clone(), folder })
+        Ok(Self { name: name.clone(), guest, qmp, vsock: None, qemu, memory, shape: shape.clone(), port, folder })
     }
 
     /// Guest memory is ours to copy: the migration stream holds only the devices.
@@ -295,6 +327,25 @@ impl Machine {
         let seen = "n=0; until ls /sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio* >/dev/null 2>&1; do \
                     n=$((n+1)); [ $n -lt 1000 ] || exit 1; usleep 10000; done";
         self.guest.sh_ok(seen).context("the guest does not see its vsock device").map(drop)
+    }
+
+    fn join_network(&self) -> Result<()> {
+        let Some(port) = &self.port else { return Ok(()) };
+        self.guest.sh_ok(&port.guest_command()).context("the guest does not join its network").map(drop)
+    }
+
+    /// Its address on its network.
+    ///
+    /// # Errors
+    /// It was built without a network.
+    pub fn address(&self) -> Result<Ipv4Addr> {
+        self.port.as_ref().map(Port::address).with_context(|| format!("machine {} has no network", self.name))
+    }
+
+    /// The tap behind its network device, where there is one.
+    #[must_use]
+    pub fn interface(&self) -> Option<String> {
+        self.port.as_ref().and_then(Port::interface)
     }
 
     /// The name it was built with.
@@ -337,6 +388,7 @@ impl Machine {
         self.qmp.run("set-action", json!({ "reboot": "reset" }))?;
         self.qmp.run("system_reset", json!({}))?;
         self.guest.wait_boot(BOOT_PATIENCE)?;
+        self.join_network()?;
         self.qmp.run("set-action", json!({ "reboot": "shutdown" })).map(drop)
     }
 
