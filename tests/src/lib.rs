@@ -22,6 +22,8 @@ mod guest;
 #[cfg(feature = "lab")]
 mod host_agent;
 #[cfg(feature = "lab")]
+pub mod lab;
+#[cfg(feature = "lab")]
 mod machine;
 #[cfg(feature = "lab")]
 mod memory;

@@ -1,0 +1,3 @@
+//! The lab: paired experiments on real guests.
+
+pub mod work;
