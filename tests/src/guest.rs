@@ -3,7 +3,8 @@
 use crate::children::log_tail;
 use crate::network::iperf3_answer;
 use crate::wire::{
-    AgentState, Asked, Counters, End, Failure, FileRead, Peer, Reply, Request, Shell, Swarm, Touch, Touched,
+    AgentState, Asked, Command, Counters, End, Executed, Failure, FileRead, Job, Peer, Reply, Request, Sample, Shell,
+    Swarm, Touch, Touched, Worked,
 };
 use anyhow::{Context, Result, anyhow};
 use serde::de::DeserializeOwned;
@@ -66,6 +67,19 @@ impl<T: DeserializeOwned> Pending<T> {
                     self.guest.log()
                 ))
             }
+        }
+    }
+
+    /// The answer, if it has come.
+    ///
+    /// # Errors
+    /// As [`Pending::wait`], and when QEMU is gone.
+    pub fn poll(&self) -> Result<Option<T>> {
+        match self.answer.try_recv() {
+            Ok(Ok(value)) => Ok(Some(serde_json::from_value(value).with_context(|| self.what.clone())?)),
+            Ok(Err(failure)) => Err(anyhow!(failure).context(format!("guest {}: {}", self.guest.name, self.what))),
+            Err(mpsc::TryRecvError::Empty) => Ok(None),
+            Err(mpsc::TryRecvError::Disconnected) => Err(anyhow!("guest {}: QEMU is gone", self.guest.name)),
         }
     }
 
@@ -204,6 +218,31 @@ impl Guest {
     /// No answer.
     pub fn counters(&self) -> Result<Counters> {
         self.now(Request::Counters)
+    }
+
+    /// The few counters that the lab looks at while a guest works.
+    ///
+    /// # Errors
+    /// No answer.
+    pub fn sample(&self) -> Result<Sample> {
+        self.now(Request::Sample)
+    }
+
+    /// Starts a job; that it was killed or refused memory is in its answer.
+    ///
+    /// # Errors
+    /// QEMU is gone.
+    pub fn job(&self, job: Job) -> Result<Pending<Worked>> {
+        self.ask(Request::Job(job))
+    }
+
+    /// Starts a command in `workload.slice`; see [`Command`]. A server is started so too: when its answer comes, it is
+    /// gone, and [`Guest::cancel`] ends it.
+    ///
+    /// # Errors
+    /// QEMU is gone.
+    pub fn exec(&self, command: Command) -> Result<Pending<Executed>> {
+        self.ask(Request::Exec(command))
     }
 
     /// Starts a touch of memory.

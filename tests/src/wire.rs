@@ -1,5 +1,8 @@
 //! What the harness asks of `ballast-testd` in the guest: one JSON line each way, any number outstanding.
 
+mod job;
+
+pub use job::{Command, Executed, Job, Sample, Times, Worked, bucket};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -51,6 +54,12 @@ pub enum Request {
     Clock,
     /// Answers [`Counters`].
     Counters,
+    /// Answers [`Sample`].
+    Sample,
+    /// Answers [`Worked`]; that the job was killed is part of it.
+    Job(Job),
+    /// Answers [`Executed`].
+    Exec(Command),
     /// Maps and touches memory. Answers [`Touched`].
     Touch(Touch),
     /// Maps so many MiB in one piece and touches nothing. Answers `null`, or the system's refusal.

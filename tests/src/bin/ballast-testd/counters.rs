@@ -1,7 +1,7 @@
 //! The guest's counters, read whole at one moment.
 
 use crate::now_us;
-use ballast_tests::wire::Counters;
+use ballast_tests::wire::{Counters, Sample};
 use std::collections::BTreeMap;
 use std::fs;
 
@@ -39,6 +39,41 @@ pub fn read(agent: Option<u32>) -> Counters {
         }
     }
     Counters { at_us: now_us(), meminfo: pairs(&text("/proc/meminfo")), vmstat, pressure, agent_cpu_us, agent_rss_kib }
+}
+
+/// What changes while a guest works. Read without a map for every line: it is asked for while others are measured.
+pub fn sample(agent: Option<u32>) -> Sample {
+    let mut sample = Sample { at_us: now_us(), agent_cpu_us: agent.and_then(cpu_us), ..Sample::default() };
+    let number = |text: Option<&str>| text.and_then(|n| n.parse().ok()).unwrap_or(0);
+    for line in text("/proc/meminfo").lines() {
+        let mut words = line.split_ascii_whitespace();
+        match words.next() {
+            Some("MemFree:") => sample.free_kib = number(words.next()),
+            Some("MemAvailable:") => sample.available_kib = number(words.next()),
+            Some("Committed_AS:") => sample.committed_kib = number(words.next()),
+            _ => {}
+        }
+    }
+    let mut deflated = 0;
+    for (name, value) in text("/proc/vmstat").lines().filter_map(|line| line.split_once(' ')) {
+        match name {
+            "workingset_refault_file" => sample.refault_file = number(Some(value)),
+            "workingset_refault_anon" => sample.refault_anon = number(Some(value)),
+            "pswpin" => sample.swap_in = number(Some(value)),
+            "pswpout" => sample.swap_out = number(Some(value)),
+            "oom_kill" => sample.oom_kills = number(Some(value)),
+            "balloon_inflate" => sample.balloon_pages = number(Some(value)),
+            "balloon_deflate" => deflated = number(Some(value)),
+            _ if name.starts_with("allocstall") => sample.stalls += number(Some(value)),
+            _ => {}
+        }
+    }
+    sample.balloon_pages = sample.balloon_pages.saturating_sub(deflated);
+    for line in text("/proc/pressure/memory").lines() {
+        let total = number(line.rsplit("total=").next());
+        if line.starts_with("some") { sample.some_us = total } else { sample.full_us = total }
+    }
+    sample
 }
 
 /// OOM kills since boot.

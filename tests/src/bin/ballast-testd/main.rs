@@ -8,6 +8,8 @@
 
 mod agent;
 mod counters;
+mod exec;
+mod job;
 mod work;
 
 use agent::Agent;
@@ -36,7 +38,8 @@ fn now_us() -> u64 {
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["work", request] => work::main(&serde_json::from_str(request)?),
+        ["work", request] => work::main(&serde_json::from_str(request)?, ""),
+        ["work", request, place] => work::main(&serde_json::from_str(request)?, place),
         [tty] => Daemon::serve(tty),
         _ => bail!("usage: ballast-testd TTY"),
     }
@@ -87,6 +90,7 @@ impl Daemon {
         let result = match request {
             Request::Ping => Ok(serde_json::Value::Null),
             Request::Clock => Ok(now_us().into()),
+            Request::Sample => as_json(counters::sample(self.agent.pid())),
             Request::Counters => as_json(counters::read(self.agent.pid())),
             Request::StartAgent { args } => self.agent.start(&args).map(Into::into),
             Request::KillAgent { signal } => self.agent.kill(signal).map(Into::into),
@@ -114,8 +118,9 @@ impl Daemon {
         }
         let started_us = now_us();
         let kills_before = counters::oom_kills();
+        let place = Place::make(id, request)?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg("work").arg(serde_json::to_string(request)?);
+        command.arg("work").arg(serde_json::to_string(request)?).arg(place.path());
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start itself")?;
         running.insert(id, child.id());
         let (line, workloads) = (self.line.clone(), Arc::clone(&self.workloads));
@@ -139,25 +144,64 @@ impl Daemon {
             if answered {
                 return;
             }
-            line.reply(
-                id,
-                match status {
-                    Ok(status) => match status.signal() {
-                        Some(signal) => Err(Failure::Killed {
-                            signal,
-                            oom_kills: counters::oom_kills().saturating_sub(kills_before),
-                            started_us,
-                            ended_us: now_us(),
-                        }),
-                        None => parse(&said),
-                    },
-                    Err(e) => Err(Failure::Failed(format!("cannot wait for the workload: {e}"))),
+            let oom_kills = counters::oom_kills().saturating_sub(kills_before);
+            let result = match (status, place) {
+                (Ok(status), Place::Job(path)) => match parse(&said) {
+                    Err(Failure::Failed(e)) if status.signal().is_none() => Err(Failure::Failed(e)),
+                    why => job::outcome(&path, status, oom_kills, why.map_or_else(|_| String::new(), text))
+                        .and_then(as_json)
+                        .map_err(|e| Failure::Failed(format!("{e:#}"))),
                 },
-            );
+                (Ok(status), place) => {
+                    if let Place::Group(group) = place {
+                        exec::end(&group);
+                    }
+                    match status.signal() {
+                        Some(signal) => Err(Failure::Killed { signal, oom_kills, started_us, ended_us: now_us() }),
+                        None => parse(&said),
+                    }
+                }
+                (Err(e), _) => Err(Failure::Failed(format!("cannot wait for the workload: {e}"))),
+            };
+            line.reply(id, result);
         };
         thread::Builder::new().stack_size(STACK).spawn(wait).context("cannot watch the workload")?;
         Ok(())
     }
+}
+
+/// What a workload has to itself, made before it starts and removed when it has ended, however it did.
+enum Place {
+    None,
+    /// The file of a job's times.
+    Job(String),
+    /// The control group of a command.
+    Group(String),
+}
+
+impl Place {
+    fn make(id: u64, request: &Request) -> Result<Self> {
+        Ok(match request {
+            Request::Job(job) => {
+                let path = format!("/run/job-{id}");
+                job::prepare(job, &path)?;
+                Self::Job(path)
+            }
+            Request::Exec(_) => Self::Group(exec::group(id)?),
+            _ => Self::None,
+        })
+    }
+
+    fn path(&self) -> &str {
+        match self {
+            Self::None => "",
+            Self::Job(path) | Self::Group(path) => path,
+        }
+    }
+}
+
+fn text(value: serde_json::Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 fn parse(said: &str) -> Result<serde_json::Value, Failure> {

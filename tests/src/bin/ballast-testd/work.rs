@@ -1,8 +1,8 @@
 //! The workloads. Each runs in a process of its own and prints one line: `{"Ok": result}` or `{"Err": reason}`.
 
-use crate::now_us;
+use crate::{exec, job, now_us};
 use anyhow::{Context, Result, bail};
-use ballast_tests::wire::{End, FileRead, Peer, Request, Shell, Swarm, Touch, Touched};
+use ballast_tests::wire::{End, FileRead, Job, Peer, Request, Shell, Swarm, Touch, Touched};
 use memmap2::MmapMut;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -22,19 +22,21 @@ const PEER_PATIENCE: Duration = Duration::from_secs(5);
 /// `nobody` on Debian.
 const NOBODY: u32 = 65534;
 
-/// Runs one workload and prints what became of it.
-pub fn main(request: &Request) -> Result<()> {
+/// Runs one workload and prints what became of it. `place`: what it has to itself, when it needs something.
+pub fn main(request: &Request, place: &str) -> Result<()> {
     // A workload that starts others, and is killed, takes them with it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     // The unprivileged half of a vsock test may change neither, and inherits both.
     if rustix::process::getuid().is_root() {
-        let beside = matches!(request, Request::Sh { workload: false, .. });
+        // These only watch over what they start.
+        let beside =
+            matches!(request, Request::Sh { workload: false, .. } | Request::Exec(_) | Request::Job(Job::Swarm { .. }));
         fs::write("/proc/self/oom_score_adj", if beside { "-999" } else { "0" }).context("oom_score_adj")?;
         if !beside {
             fs::write(SLICE, "0").context(SLICE)?;
         }
     }
-    say(&run(request).map_err(|e| format!("{e:#}")))
+    say(&run(request, place).map_err(|e| format!("{e:#}")))
 }
 
 fn say(result: &Result<serde_json::Value, String>) -> Result<()> {
@@ -44,7 +46,7 @@ fn say(result: &Result<serde_json::Value, String>) -> Result<()> {
     Ok(out.flush()?)
 }
 
-fn run(request: &Request) -> Result<serde_json::Value> {
+fn run(request: &Request, place: &str) -> Result<serde_json::Value> {
     Ok(match request {
         Request::Touch(order) => touch(order)?,
         Request::Probe { mib } => {
@@ -57,6 +59,8 @@ fn run(request: &Request) -> Result<serde_json::Value> {
             cpu_hogs(*count, *secs);
             serde_json::Value::Null
         }
+        Request::Job(job) => job::run(job, place)?.into(),
+        Request::Exec(command) => serde_json::to_value(exec::run(command, place)?)?,
         Request::Sh { command, .. } => serde_json::to_value(shell(command)?)?,
         Request::VsockConnect { cid, port } => unprivileged(*cid, *port)?,
         other => bail!("{other:?} is no workload"),
