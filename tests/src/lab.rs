@@ -8,5 +8,8 @@
 //! Paired and interleaved, because identical runs on these machines differ by 22 % (DESIGN, section 1): every arm lives
 //! through the same minutes, and what counts is its ratio to `static` in the same phase of the same repetition.
 
+pub mod compare;
 pub mod results;
+pub mod stats;
+pub mod summary;
 pub mod work;

@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod report;
 mod spikes;
 
 use clap::{Parser, Subcommand};
@@ -25,6 +26,10 @@ enum Command {
     Bench(bench::Bench),
     /// Random bursts against the pair, counting what the guest suffers.
     Spikes(spikes::Spikes),
+    /// What a run found: table, summary.json, summary.csv and report.html, made again from its blocks.
+    Report(report::Report),
+    /// Two arms of one run, or one arm of two runs: what differs, beyond the noise.
+    Compare(report::Compare),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -32,5 +37,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Demo(order) => order.run(),
         Command::Bench(order) => order.run(),
         Command::Spikes(order) => order.run(),
+        Command::Report(order) => order.run(),
+        Command::Compare(order) => order.run(),
     }
 }

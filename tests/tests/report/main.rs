@@ -1,0 +1,287 @@
+//! From blocks on disk to summary, comparison and page, on runs that never happened: no guest boots here.
+//!
+//! `cargo test -p ballast-tests --test report sample -- --ignored` leaves a page in `target/lab-sample` to look at.
+// The helpers of a test fail as the test does.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use ballast_tests::lab::results::*;
+use ballast_tests::lab::work::{Latency, Outcome};
+use ballast_tests::lab::{compare, summary};
+use std::path::Path;
+
+fn phase(index: usize, throughput: f64, p99: Option<f64>) -> PhaseRun {
+    PhaseRun {
+        index,
+        label: format!("phase {index}"),
+        guest: "guest".to_owned(),
+        measured: true,
+        began_s: 10.0 * index as f64,
+        took_s: 5.0,
+        outcome: Outcome {
+            throughput,
+            unit: "MiB".to_owned(),
+            latency: p99.map(|p99_ms| Latency {
+                count: 1000,
+                p50_ms: p99_ms / 10.0,
+                p99_ms,
+                p999_ms: p99_ms * 2.0,
+                max_ms: p99_ms * 3.0,
+                histogram: vec![(p99_ms / 10.0, 500), (p99_ms, 500)],
+            }),
+            ..Outcome::default()
+        },
+        during: Totals::default(),
+    }
+}
+
+/// An arm of one guest that the host held this much of on average, MiB.
+fn arm(name: &str, held: f64, phases: Vec<PhaseRun>) -> ArmRun {
+    let totals = Totals { watched_s: 100.0, resident_gib_s: held / 1024.0 * 100.0, ..Totals::default() };
+    ArmRun {
+        arm: name.to_owned(),
+        guests: vec![GuestRun { name: "guest".to_owned(), memory_mib: 512, series: Vec::new(), totals }],
+        phases,
+        ..ArmRun::default()
+    }
+}
+
+fn near(value: Option<f64>, expected: f64) {
+    let value = value.unwrap();
+    assert!((value - expected).abs() < 1e-9, "{value} is not {expected}");
+}
+
+fn cell<'a>(summary: &'a Summary, experiment: &str, arm: &str) -> &'a Cell {
+    summary.cells.iter().find(|c| c.experiment == experiment && c.arm == arm).unwrap()
+}
+
+/// Two repetitions by hand: `ballast` holds half and is 10 % slower, `mom` is killed in one of its four phases.
+fn by_hand() -> Vec<Block> {
+    let mut blocks = Vec::new();
+    for repetition in 1..=2 {
+        // The machine is twice as fast in the second one: pairs do not care.
+        let fast = f64::from(repetition);
+        let reference = vec![phase(0, 100.0 * fast, Some(10.0 / fast)), phase(1, 50.0 * fast, Some(20.0 / fast))];
+        let ours = vec![phase(1, 45.0 * fast, Some(25.0 / fast)), phase(0, 90.0 * fast, Some(12.5 / fast))];
+        let mut theirs = vec![phase(0, 80.0 * fast, Some(30.0 / fast)), phase(1, 40.0 * fast, None)];
+        let mut scene = phase(2, 1.0, None);
+        scene.measured = false;
+        theirs.push(scene);
+        let mut mom = arm("mom", 384.0, theirs);
+        if repetition == 2 {
+            mom.guests[0].totals.oom_kills = 1;
+            mom.phases[1].outcome = Outcome { throughput: f64::NAN, killed: 1, ..Outcome::default() };
+            mom.phases[2].outcome.failed_allocations = 2;
+        }
+        let mut ballast = arm("ballast", 256.0, ours);
+        ballast.sign_to_order_ms = vec![1.0, 3.0];
+        ballast.host_agent_cpu_s = 0.5;
+        ballast.guests[0].totals.agent_cpu_s = 0.2;
+        ballast.over_budget_mib_s = Some(fast);
+        blocks.push(world::block("hand", repetition, vec![arm("static", 512.0, reference), mom, ballast], false));
+    }
+    blocks
+}
+
+#[test]
+fn cells_are_what_one_computes_by_hand() {
+    let summary = summary::of(world::run(), &by_hand());
+    assert_eq!(summary.cells.iter().map(|c| c.arm.as_str()).collect::<Vec<_>>(), ["static", "mom", "ballast"]);
+    let ours = cell(&summary, "hand", "ballast");
+    near(ours.throughput_ratio, 0.9);
+    near(ours.p99_ratio, 1.25);
+    near(ours.p50_ratio, 1.25);
+    near(ours.resident_ratio, 0.5);
+    near(ours.resident_mib, 256.0);
+    // The longest of each repetition is 75 and 37.5 ms.
+    near(ours.worst_stall_ms, 56.25);
+    near(ours.host_agent_cpu, 0.005);
+    near(ours.guest_agent_cpu, 0.002);
+    near(ours.over_budget_mib_s, 1.5);
+    assert_eq!(ours.sign_to_order_ms.map(|s| s.0), Some(2.0));
+    assert_eq!((ours.oracle_ratio, ours.repetitions), (None, 2));
+    // Four ratios of exactly 0.9; but static differs from itself by a factor of 2 between repetitions.
+    let interval = ours.ci["throughput_ratio"];
+    assert!((interval.low - 0.9).abs() < 1e-9 && (interval.high - 0.9).abs() < 1e-9);
+    assert_eq!(ours.verdict["throughput_ratio"], "no difference");
+    assert_eq!(ours.verdict["resident_ratio"], "better by 50 %");
+
+    let mom = cell(&summary, "hand", "mom");
+    assert_eq!((mom.oom_kills, mom.killed, mom.failed_allocations), (1, 1, 2));
+    // 0.8, 0.8, 0.8 and a phase that was killed before it did anything.
+    near(mom.throughput_ratio, 0.8);
+    assert_eq!(mom.ci["throughput_ratio"].low, 0.0);
+    near(mom.p99_ratio, 3.0);
+
+    let reference = cell(&summary, "hand", "static");
+    near(reference.throughput_ratio, 1.0);
+    assert!(reference.verdict.is_empty());
+}
+
+#[test]
+fn a_difference_beyond_the_noise_is_said() {
+    let blocks: Vec<Block> = (1..=3)
+        .map(|repetition| {
+            let off = f64::from(repetition);
+            let phases = |t: f64| vec![phase(0, t + off, Some(10.0)), phase(1, t - off, Some(10.0))];
+            let arms = vec![arm("static", 512.0, phases(100.0)), arm("ballast", 256.0, phases(70.0))];
+            world::block("plain", repetition, arms, false)
+        })
+        .collect();
+    let summary = summary::of(world::run(), &blocks);
+    let ours = cell(&summary, "plain", "ballast");
+    assert_eq!(ours.verdict["throughput_ratio"], "worse by 30 %");
+    assert_eq!(ours.verdict["p99_ratio"], "no difference");
+    let figures = summary::figures(&summary, &[]);
+    assert_eq!(figures[1].reached, Some(false), "{figures:?}");
+    assert!(figures[1].value.contains("0.70 in plain"), "{figures:?}");
+    assert_eq!(figures[0].reached, Some(true));
+    assert_eq!(figures[3].reached, None, "no oracle was searched: {figures:?}");
+}
+
+#[test]
+fn rivals_are_judged_on_kills_first_and_by_what_is_beyond_noise() {
+    let world = |held: f64, throughput: f64, kills: u64| -> summary::Standing {
+        let blocks: Vec<Block> = (1..=3)
+            .map(|repetition| {
+                let phases = |t: f64| (0..4).map(|i| phase(i, t + i as f64 / 10.0, Some(5.0))).collect::<Vec<_>>();
+                let mut mom = arm("mom", held, phases(throughput));
+                mom.guests[0].totals.oom_kills = kills;
+                let arms = vec![arm("static", 500.0, phases(100.0)), mom, arm("ballast", 250.0, phases(95.0))];
+                world::block("one", repetition, arms, false)
+            })
+            .collect();
+        summary::standings(&summary::of(world::run(), &blocks), &blocks).remove(0)
+    };
+    use summary::Place;
+    assert_eq!(world(200.0, 99.0, 0).place, Place::Lost, "it saves more and loses less");
+    assert_eq!(world(200.0, 99.0, 1).place, Place::Ahead, "but not when it kills");
+    assert_eq!(world(200.0, 80.0, 0).place, Place::Level, "each is better at one thing");
+    assert_eq!(world(300.0, 80.0, 0).place, Place::Ahead);
+    let summary = summary::of(world::run(), &by_hand());
+    let standings = summary::standings(&summary, &by_hand());
+    assert_eq!((standings.len(), standings[0].place), (1, Place::Ahead));
+}
+
+/// Oracle blocks in which every size below `enough` is killed, one block per look.
+fn search(looks: &[Vec<u64>], enough: u64) -> Vec<Block> {
+    let blocks = looks.iter().enumerate().map(|(i, sizes)| {
+        let mut arms = vec![arm("static", 512.0, vec![phase(0, 100.0, Some(10.0))])];
+        for mib in sizes {
+            let mut sized = arm(&format!("fixed@{mib}"), *mib as f64, vec![phase(0, 99.0, Some(11.0))]);
+            sized.guests[0].totals.oom_kills = u64::from(*mib < enough);
+            arms.push(sized);
+        }
+        world::block("hand", i as u32 + 1, arms, true)
+    });
+    blocks.collect()
+}
+
+#[test]
+fn the_search_looks_twice_and_stops() {
+    let first = summary::next_oracle_sizes(&[], 100, 600);
+    assert_eq!(first, [100, 200, 300, 400, 500, 600]);
+    let blocks = search(std::slice::from_ref(&first), 333);
+    let second = summary::next_oracle_sizes(&blocks, 100, 600);
+    assert_eq!(second, [320, 340, 360, 380]);
+    // A crash between: only what is missing is tried.
+    assert_eq!(summary::next_oracle_sizes(&search(&[first.clone(), vec![320, 360]], 333), 100, 600), [340, 380]);
+    let mut blocks = search(&[first.clone(), second], 333);
+    assert_eq!(summary::next_oracle_sizes(&blocks, 100, 600), [] as [u64; 0]);
+    assert_eq!(summary::next_oracle_sizes(&search(std::slice::from_ref(&first), 0), 100, 600), [] as [u64; 0]);
+    assert_eq!(summary::next_oracle_sizes(&search(&[first], 9999), 100, 600), [] as [u64; 0]);
+
+    blocks.extend(by_hand());
+    let summary = summary::of(world::run(), &blocks);
+    let oracle = &summary.oracles["hand"];
+    assert_eq!((oracle.size_mib, oracle.resident_mib), (340, 340.0));
+    assert_eq!(oracle.lost_at, Some((320, "1 OOM kills".to_owned())));
+    near(cell(&summary, "hand", "ballast").oracle_ratio, 256.0 / 340.0);
+}
+
+#[test]
+fn a_size_loses_by_work_latency_stall_or_death() {
+    let lost = |change: fn(&mut ArmRun)| {
+        let mut blocks = search(&[vec![200, 300, 400]], 0);
+        change(&mut blocks[0].arms[2]);
+        summary::of(world::run(), &blocks).oracles["hand"].lost_at.clone()
+    };
+    assert_eq!(lost(|_| ()), None);
+    let why = |change| lost(change).map(|(mib, why)| format!("{mib}: {why}")).unwrap();
+    assert_eq!(why(|a| a.phases[0].outcome.throughput = 90.0), "300: throughput 0.90 of static");
+    assert_eq!(why(|a| a.phases[0] = phase(0, 99.0, Some(13.0))), "300: p99 latency 1.30 of static");
+    assert_eq!(why(|a| a.phases[0].outcome.killed = 1), "300: 1 killed processes");
+    assert_eq!(why(|a| a.phases[0].outcome.failed_allocations = 4), "300: 4 failed allocations");
+    assert_eq!(why(|a| a.guests[0].totals.stall_some_ms = 60.0), "300: 60 ms more stall than static a repetition");
+    assert_eq!(why(|a| a.error = Some("QEMU died".to_owned())), "300: ended early: QEMU died");
+}
+
+#[test]
+fn a_folder_gives_the_same_summary_each_time_and_no_odd_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    world::write(folder.path(), &world::run(), &world::blocks(1, 3));
+    let summary = summary::summarise(folder.path()).unwrap();
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let (json, csv) = (read("summary.json"), read("summary.csv"));
+    summary::summarise(folder.path()).unwrap();
+    assert_eq!((json.clone(), csv.clone()), (read("summary.json"), read("summary.csv")));
+
+    assert_eq!((summary.blocks, summary.broken), (20, 2));
+    assert_eq!(summary.cells.len(), 40);
+    assert_eq!(summary.cells.iter().step_by(8).map(|c| c.experiment.as_str()).collect::<Vec<_>>(), world::EXPERIMENTS);
+    let dead = cell(&summary, "ramp", "mom");
+    assert_eq!((dead.repetitions, dead.errors.len()), (2, 1));
+    assert_eq!(cell(&summary, "ramp", "ballast").p99_ratio, None, "ramp has no latency");
+    assert!(summary.oracles.values().all(|o| o.size_mib == 320));
+
+    let blocks = results_of(folder.path());
+    let figures = summary::figures(&summary, &summary::standings(&summary, &blocks));
+    let table = summary::table(&summary, &figures);
+    for text in [&json, &csv, &table] {
+        assert!(!text.contains("NaN") && !text.contains("inf,") && !text.contains(" inf"), "{text}");
+    }
+    assert!(table.contains("ended early: ramp mom, repetition 1: guest mom did not boot"), "{table}");
+    let mut lines = ::csv::Reader::from_reader(csv.as_bytes());
+    let width = lines.headers().unwrap().len();
+    assert!(lines.records().map(Result::unwrap).filter(|r| r.len() == width).count() == 40);
+}
+
+fn results_of(folder: &Path) -> Vec<Block> {
+    blocks(folder).unwrap()
+}
+
+#[test]
+fn only_the_last_text_of_an_experiment_counts() {
+    let mut blocks = by_hand();
+    blocks[1].fingerprint = "changed".to_owned();
+    let summary = summary::of(world::run(), &blocks);
+    assert_eq!(cell(&summary, "hand", "ballast").repetitions, 1);
+}
+
+#[test]
+fn arms_and_runs_are_compared() {
+    let blocks = world::blocks(1, 3);
+    let one = compare::arms(&blocks, "ballast", "deflate-on-oom").unwrap();
+    let find = |c: &compare::Comparison, quantity: &str| {
+        c.rows.iter().find(|r| r.experiment == "redis" && r.quantity == quantity).unwrap().clone()
+    };
+    let throughput = find(&one, "throughput");
+    assert!(throughput.verdict.starts_with("better by"), "{throughput:?}");
+    assert!(throughput.interval.is_some_and(|i| i.low > 1.2));
+
+    let same = compare::runs((&blocks, "one"), (&world::blocks(2, 3), "two"), "ballast").unwrap();
+    assert_eq!(find(&same, "throughput").verdict, "no difference");
+    assert!(compare::table(&same).contains("ballast of one to ballast of two"));
+    let error = compare::arms(&blocks, "ballast", "drs").unwrap_err().to_string();
+    assert!(error.contains("drs") && error.contains("redis with static, fixed"), "{error}");
+}
+
+#[test]
+#[ignore = "leaves a page to look at, see above"]
+fn sample() {
+    let folder = ballast_tests::paths::target().join("lab-sample");
+    world::write(&folder, &world::run(), &world::blocks(1, 3));
+    summary::summarise(&folder).unwrap();
+    println!("{}", folder.display());
+}
