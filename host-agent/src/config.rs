@@ -7,11 +7,14 @@
 //! in `ballast-host.example.toml`, which a test parses.
 
 mod check;
+mod probing;
 mod raw;
 
+use crate::prober;
 use ballast_planner::{VmName, VmSettings};
 use ballast_protocol::Bytes;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// What the daemon is to do. Made by [`Config::load`] and [`Config::parse`] only, which check it.
@@ -25,6 +28,8 @@ pub struct Config {
     pub journal: Journal,
     /// libvirt, when it is to be used.
     pub libvirt: Option<Libvirt>,
+    /// The prober.
+    pub prober: prober::Settings,
     /// For VMs that libvirt knows and this file does not name.
     pub defaults: VmSettings,
     /// The VMs this file names, in its order.
@@ -84,6 +89,10 @@ pub struct Vm {
     pub qmp: Option<PathBuf>,
     /// Where its agent calls from. `None`: what libvirt's XML says, or no agent.
     pub agent: Option<Address>,
+    /// Its iperf3 server, when its service level is to be measured.
+    pub service: Option<SocketAddr>,
+    /// Its network interface on this host, whose counters tell its traffic.
+    pub interface: Option<String>,
     /// How it is to be treated, defaults filled in.
     pub settings: VmSettings,
 }

@@ -4,6 +4,7 @@
 //! socket's mode (0660) and group.
 
 use crate::daemon::Event;
+use crate::prober::ProbeStatus;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -37,6 +38,9 @@ pub struct Status {
     pub vms: Vec<VmStatus>,
     /// VMs that the configuration names and no hypervisor has.
     pub waiting: Vec<Waiting>,
+    /// How it goes with the probes of its VMs.
+    #[serde(default)]
+    pub probes: Vec<ProbeStatus>,
 }
 
 /// A hypervisor.
@@ -64,6 +68,9 @@ pub struct Explained {
     pub status: VmStatus,
     /// The daemon's clock.
     pub now: Micros,
+    /// How it goes with its probes; `None`: there was none.
+    #[serde(default)]
+    pub probe: Option<ProbeStatus>,
     /// The last decisions, oldest first.
     pub decisions: Vec<Decision>,
 }

@@ -6,6 +6,7 @@
 //!        v
 //!   journal <- Input -> Planner -> Action -> journal
 //!                                    |-> Order, Watch   -> actuator of the VM
+//!                                    |-> Probe          -> prober
 //!                                    |-> Answer, Reclaim -> session of the VM
 //!                                    '-> Notice          -> log
 //! ```
@@ -19,6 +20,7 @@ use crate::config::{Config, OnExit};
 use crate::control;
 use crate::hypervisor;
 use crate::journal::{Journal, JournalError, Record};
+use crate::prober::{self, ProbeStatus, Prober, Target};
 use crate::session::{self, Admission, Opening};
 use crate::transport::{Listener, Peer, Stream};
 use ballast_planner::{Input, Planner, VmName, VmStatus};
@@ -93,6 +95,8 @@ pub enum Event {
     },
     /// A hypervisor says that something happened.
     Hypervisor(hypervisor::Event),
+    /// A VM's service was probed.
+    Probed(ProbeStatus),
     /// Somebody asks.
     Query(control::Query),
 }
@@ -142,6 +146,9 @@ pub struct Daemon {
     events: mpsc::Sender<Event>,
     inbox: mpsc::Receiver<Event>,
     listener: Listener,
+    prober: mpsc::UnboundedSender<prober::Command>,
+    probing: JoinHandle<()>,
+    probed: BTreeMap<VmName, ProbeStatus>,
 }
 
 impl std::fmt::Debug for Daemon {
@@ -168,6 +175,10 @@ impl Daemon {
             None
         };
         let backends = backends(&config, &events)?;
+        let (prober, commands) = mpsc::unbounded_channel();
+        let targets = targets(&config);
+        let task = Prober::new(config.prober.clone(), &targets, commands, events.clone(), clock);
+        let probing = tokio::spawn(task.run());
         Ok(Self {
             config,
             clock,
@@ -181,6 +192,9 @@ impl Daemon {
             events,
             inbox,
             listener,
+            prober,
+            probing,
+            probed: BTreeMap::new(),
         })
     }
 
@@ -234,6 +248,7 @@ impl Daemon {
             Event::Rediscover => self.rediscover(),
             Event::Discovered { backend, vms } => self.discovered(backend, vms),
             Event::Hypervisor(event) => self.hypervisor_event(event),
+            Event::Probed(status) => drop(self.probed.insert(status.vm.clone(), status)),
             Event::Query(query) => self.query(query),
         }
     }
@@ -311,9 +326,16 @@ impl Daemon {
 
     /// A session must not take a paused guest's silence for its death.
     fn tell_running(&self, vm: &VmName) {
+        let runs = self.planner.vm(vm).is_some_and(|v| v.facts.running);
+        self.probe(prober::Command::Runs(vm.clone(), runs));
         if let (Some(session), Some(known)) = (self.sessions.get(vm), self.planner.vm(vm)) {
             session.running.send_if_modified(|r| std::mem::replace(r, known.facts.running) != known.facts.running);
         }
+    }
+
+    /// Tells the prober, which may have ended only because this daemon does.
+    fn probe(&self, command: prober::Command) {
+        let _ = self.prober.send(command);
     }
 
     fn end_session(&mut self, vm: VmName, number: u64, why: String) {
@@ -346,6 +368,7 @@ impl Daemon {
                     hypervisors,
                     vms,
                     waiting,
+                    probes: self.probed.values().cloned().collect(),
                 };
                 let _ = reply.send(status);
             }
@@ -353,6 +376,7 @@ impl Daemon {
                 let explained = self.planner.vm(&vm).map(|v| control::Explained {
                     status: VmStatus::of(&vm, v, now),
                     now,
+                    probe: self.probed.get(&vm).cloned(),
                     decisions: self.remembered.get(&vm).map(|d| d.iter().cloned().collect()).unwrap_or_default(),
                 });
                 let _ = reply.send(explained);
@@ -367,6 +391,8 @@ impl Daemon {
                 self.input(Input::Release { vm });
             }
         }
+        // With it goes its iperf3.
+        self.probing.abort();
         // Dropping the senders ends the sessions, each with a goodbye.
         self.sessions.clear();
         for managed in self.vms.values() {
@@ -397,6 +423,13 @@ impl Daemon {
         control::remove(&self.config.daemon.control_socket);
         tracing::info!("stopped");
     }
+}
+
+/// The VMs whose service is measured.
+fn targets(config: &Config) -> Vec<Target> {
+    let target =
+        |vm: &crate::config::Vm| Target { vm: vm.name.clone(), service: vm.service, interface: vm.interface.clone() };
+    config.vms.iter().map(target).collect()
 }
 
 /// Starts the actuator of a VM.

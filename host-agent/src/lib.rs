@@ -3,6 +3,7 @@
 //! ```text
 //!   config -> daemon (planner, journal) -> session (one per guest)  <-vsock-> guest agent
 //!                    |                  -> actuator (one per VM)    -> hypervisor (QMP, libvirt)
+//!                    |  -> prober (one)               -> iperf3 in the guest
 //!                    '-> control (status, explain)      replay, doctor: beside the daemon, not in it
 //! ```
 
@@ -16,6 +17,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod hypervisor;
 pub mod journal;
+pub mod prober;
 pub mod replay;
 pub mod session;
 pub mod show;

@@ -2,6 +2,7 @@
 
 use crate::control::{Explained, Status};
 use crate::replay::Replayed;
+use ballast_planner::{ServiceMode, VmStatus};
 use ballast_protocol::{Bytes, Micros};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use std::fmt::Write;
@@ -28,7 +29,8 @@ pub fn status(status: &Status) -> String {
         let state = hypervisor.error.as_ref().map_or_else(|| "ok".to_owned(), |e| format!("NO ANSWER: {e}"));
         let _ = writeln!(out, "  {}: {state}", hypervisor.name);
     }
-    let mut vms = table(&["VM", "MiB: max", "target", "actual", "floor", "slack", "agent", "last move", "now"]);
+    let mut vms =
+        table(&["VM", "MiB: max", "target", "actual", "floor", "slack", "agent", "service", "last move", "now"]);
     for vm in &status.vms {
         let last = vm.last.as_ref().map_or_else(String::new, |(ago, to, why)| format!("{ago} ago to {to}: {why}"));
         vms.add_row(vec![
@@ -39,6 +41,7 @@ pub fn status(status: &Status) -> String {
             mib(vm.floor),
             mib(vm.slack),
             Cell::new(&vm.agent),
+            right(service(vm)),
             Cell::new(last),
             Cell::new(&vm.holding),
         ]);
@@ -47,8 +50,13 @@ pub fn status(status: &Status) -> String {
         let agent = if waiting.agent { "alive" } else { "-" };
         let mut row = vec![Cell::new(&waiting.name.0)];
         row.extend((0..5).map(|_| mib(None)));
-        row.extend([Cell::new(agent), Cell::new(""), Cell::new("waiting for its hypervisor")]);
+        row.extend([Cell::new(agent), right("-"), Cell::new(""), Cell::new("waiting for its hypervisor")]);
         vms.add_row(row);
+    }
+    for probe in &status.probes {
+        if let Some(problem) = &probe.problem {
+            let _ = writeln!(out, "  {}: the service level is not measured: {problem}", probe.vm);
+        }
     }
     if vms.row_count() == 0 {
         out.push_str("no VM is known: name one in a [[vm]] table, or add [libvirt]\n");
@@ -56,6 +64,50 @@ pub fn status(status: &Status) -> String {
         let _ = writeln!(out, "{vms}");
     }
     out
+}
+
+/// The service level in a few characters.
+fn service(vm: &VmStatus) -> String {
+    let Some(service) = &vm.service else { return "-".to_owned() };
+    let low = if service.short { " LOW" } else { "" };
+    match service.percent {
+        Some(percent) => format!("{percent} %{low}"),
+        None => mbits(service.throughput),
+    }
+}
+
+fn mbits(bits: u64) -> String {
+    format!("{:.0} Mbit/s", bits as f64 / 1e6)
+}
+
+/// The service level in a sentence.
+fn service_text(explained: &Explained) -> String {
+    let mut text = match &explained.status.service {
+        None => "not measured".to_owned(),
+        Some(s) => {
+            let how = match s.mode {
+                ServiceMode::Unlimited => "by iperf3",
+                ServiceMode::RateLimited => "by iperf3 at a fixed rate",
+                ServiceMode::Passive => "by its interface",
+            };
+            let mut text = format!("{} {how}, {} ago", mbits(s.throughput), s.age);
+            if let (Some(percent), Some(limit)) = (s.percent, s.limit_percent) {
+                let _ = write!(text, ": {percent} % of its own baseline, low below {limit} %");
+            }
+            if let (Some(retransmits), Some(rtt)) = (s.retransmits, s.rtt) {
+                let _ = write!(text, "; {retransmits} retransmits, round trip {rtt}");
+            }
+            let _ = write!(text, "; {} shortfalls{}", s.shortfalls, if s.short { ", LOW now" } else { "" });
+            text
+        }
+    };
+    if let Some(probe) = &explained.probe {
+        let _ = write!(text, "; {} probes, {}, {}", probe.probes, probe.time, probe.traffic);
+        if let Some(problem) = &probe.problem {
+            let _ = write!(text, "; {} failed: {problem}", probe.failures);
+        }
+    }
+    text
 }
 
 /// `ballast-host explain VM`.
@@ -87,6 +139,7 @@ pub fn explain(explained: &Explained) -> String {
         ),
         ("takings undone / stalled", format!("{} / {}", vm.counts.undone, vm.counts.stalled)),
         ("balloon let go by itself", vm.counts.self_deflated.to_string()),
+        ("service level", service_text(explained)),
         ("OOM kills inside", vm.counts.oom_kills.to_string()),
     ] {
         facts.add_row(vec![format!("  {what}"), value]);

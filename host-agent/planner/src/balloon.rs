@@ -115,8 +115,10 @@ impl Planner {
         let reachable = vm.actual.is_some();
         let facts = Facts { actual: vm.facts.max, ..vm.facts.clone() };
         let counts = std::mem::take(&mut vm.counts);
+        // The same machine serves the same users.
+        let service = std::mem::take(&mut vm.service);
         let new = Vm::new(facts, vm.settings.clone(), at);
-        *vm = Vm { counts, watch: vm.watch, released: vm.released, leftover: Leftover::Awaited, ..new };
+        *vm = Vm { counts, service, watch: vm.watch, released: vm.released, leftover: Leftover::Awaited, ..new };
         if !reachable {
             // As soon as it is found again.
             vm.actual = None;

@@ -2,6 +2,7 @@
 
 use crate::config::VmSettings;
 use crate::guard::BalloonTarget;
+use crate::service::{ProbeWhy, ServiceSample};
 use ballast_protocol::{Bytes, GuestMessage, Micros, Shortfall, Source, Verdict};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -126,6 +127,13 @@ pub enum Input {
         /// Which.
         vm: VmName,
     },
+    /// The service level of a VM was measured.
+    Service {
+        /// Whose.
+        vm: VmName,
+        /// What it was.
+        sample: ServiceSample,
+    },
     /// All of a VM's memory goes back to it: the daemon stops for good.
     Release {
         /// Which.
@@ -176,6 +184,13 @@ pub enum Action {
         /// How often.
         every: Micros,
     },
+    /// Measure the service level of a VM soon.
+    Probe {
+        /// Whose.
+        vm: VmName,
+        /// Why.
+        why: ProbeWhy,
+    },
     /// Tell people.
     Notice {
         /// About whom.
@@ -224,6 +239,8 @@ pub enum Reason {
 /// What hurts a guest, in the order of how bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Trouble {
+    /// The VM's network gives less than it did.
+    Service,
     /// Page cache was needed again after it had been dropped.
     Refaults,
     /// Swap is being read.
@@ -295,11 +312,19 @@ pub enum Notice {
     AgentSilent(String),
     /// The hypervisor refused an order.
     OrderRefused(String),
+    /// The VM's service fell far below its own baseline, and a second probe says the same.
+    ServiceShort {
+        /// Of the baseline.
+        percent: u32,
+    },
+    /// The VM's service is back.
+    ServiceWell,
 }
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Service => "the service level fell",
             Self::Refaults => "dropped page cache was needed again",
             Self::Swapping => "swap is being read",
             Self::Pressure => "tasks stalled for memory",
@@ -367,6 +392,10 @@ impl fmt::Display for Notice {
             Self::OomKills(n) => write!(f, "the OOM killer struck {n} times inside the guest"),
             Self::AgentSilent(why) => write!(f, "the agent is silent: {why}"),
             Self::OrderRefused(why) => write!(f, "the hypervisor refused an order: {why}"),
+            Self::ServiceShort { percent } => {
+                write!(f, "the service level fell to {percent} % of the VM's own baseline")
+            }
+            Self::ServiceWell => f.write_str("the service level is well again"),
         }
     }
 }

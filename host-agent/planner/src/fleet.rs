@@ -8,6 +8,7 @@ use crate::config::VmSettings;
 use crate::event::{Facts, Holding, Reason, Statistics};
 use crate::guard::BalloonTarget;
 use crate::policy::{Reactive, StatisticsLaw};
+use crate::service::Service;
 use crate::trust::Trust;
 use ballast_protocol::{Bytes, Hello, Micros, Source, Telemetry};
 use serde::{Deserialize, Serialize};
@@ -170,6 +171,9 @@ pub struct Vm {
     pub released: bool,
     /// The hypervisor refused an order: nothing is given by our own will before this.
     pub retry: Micros,
+    /// What its network gives.
+    #[serde(default)]
+    pub service: Service,
 }
 
 /// The first block after a taking that a guest could not follow; doubled each time, up to [`LONGEST_BLOCK`].
@@ -204,6 +208,7 @@ impl Vm {
             leftover: Leftover::None,
             released: false,
             retry: Micros::ZERO,
+            service: Service::default(),
             facts,
         }
     }

@@ -20,6 +20,7 @@ mod event;
 mod fleet;
 mod guard;
 mod policy;
+mod service;
 mod status;
 mod trust;
 
@@ -29,6 +30,7 @@ pub use event::{
 };
 pub use fleet::{Agent, Counts, Leftover, Order, Stamped, Vm};
 pub use guard::BalloonTarget;
+pub use service::{ProbeWhy, Service, ServiceMode, ServiceSample, ServiceStatus};
 pub use status::VmStatus;
 
 use ballast_protocol::{Bytes, GuestMessage, Hello, Micros, Telemetry};
@@ -150,6 +152,10 @@ impl Planner {
             }
             Input::Release { vm } => {
                 self.with(&vm, |v| v.released = true);
+                vm
+            }
+            Input::Service { vm, sample } => {
+                self.service(at, &vm, sample);
                 vm
             }
             Input::HypervisorLost { vm } => {
@@ -305,6 +311,9 @@ impl Planner {
             _ => 0,
         };
         let hurt = vm.reactive.observe(at, &new, old.as_ref());
+        if hurt.is_some() {
+            vm.service.troubled(at);
+        }
         let ballooned = new.ballooned;
         vm.telemetry = Some(Stamped { at, what: new });
         self.guests_figure(at, name, ballooned);
@@ -427,6 +436,7 @@ impl Planner {
         }
 
         let holding = self.propose(at, name).ok()?;
+        next = next.min(self.ask_for_probe(at, name));
         if let Holding::CoolingDown(until) | Holding::Blocked(until) = holding {
             next = next.min(until.max(at + Micros(1)));
         }
@@ -468,6 +478,7 @@ impl Planner {
                     self.order(at, name, |_| Some(target), reason, false);
                     self.with(name, |vm| {
                         vm.counts.takings += 1;
+                        vm.service.took();
                         if with_agent {
                             vm.reactive.took(at, size);
                         } else {

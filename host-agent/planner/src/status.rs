@@ -2,7 +2,7 @@
 
 use crate::event::VmName;
 use crate::fleet::{Agent, Counts, Vm};
-use crate::{guard, statistics_margin};
+use crate::{ServiceStatus, guard, statistics_margin};
 use ballast_protocol::{Bytes, Micros};
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +49,9 @@ pub struct VmStatus {
     pub holding: String,
     /// For how long yet, when that is known.
     pub holding_for: Option<Micros>,
+    /// What its network gives against its own baseline; `None`: nobody has measured it.
+    #[serde(default)]
+    pub service: Option<ServiceStatus>,
     /// What has been done.
     pub counts: Counts,
 }
@@ -94,6 +97,7 @@ impl VmStatus {
             last: vm.last.as_ref().map(|l| (at - l.at, l.what.0, l.what.1.to_string())),
             holding: vm.holding.to_string(),
             holding_for: until,
+            service: vm.service.status(at),
             counts: vm.counts.clone(),
         }
     }

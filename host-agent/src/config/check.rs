@@ -1,6 +1,6 @@
 //! From the file's text to a configuration that can be used: defaults, and what no single field can know.
 
-use super::{Address, Config, ConfigError, Daemon, Journal, Libvirt, Source, Vm, raw};
+use super::{Address, Config, ConfigError, Daemon, Journal, Libvirt, Source, Vm, probing, raw};
 use ballast_planner::{VmName, VmSettings};
 use ballast_protocol::{Bytes, DEFAULT_PORT};
 use std::collections::BTreeMap;
@@ -37,6 +37,7 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
         socket(source, daemon.control_socket.as_ref(), "control-socket", "")?.unwrap_or_else(|| CONTROL_SOCKET.into());
     let journal = journal(source, &raw.journal, &state_dir)?;
     let libvirt = libvirt(source, raw.libvirt.as_ref())?;
+    let prober = probing::settings(source, &raw.prober)?;
     let defaults = settings(source, &raw.defaults, VmSettings::default())?;
 
     let mut taken = Taken { source, seen: BTreeMap::new() };
@@ -62,6 +63,7 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
         },
         journal,
         libvirt,
+        prober,
         defaults,
         vms,
     })
@@ -140,8 +142,16 @@ fn vm(
         }
         _ => None,
     };
+    let service = raw.service.as_ref().map(|s| probing::service(source, s)).transpose()?;
+    if let (Some(service), Some(raw)) = (&service, &raw.service) {
+        taken.claim("service", service, raw.span().start)?;
+    }
+    let interface = raw.interface.as_ref().map(|i| probing::interface(source, i)).transpose()?;
+    if let (Some(interface), Some(raw)) = (&interface, &raw.interface) {
+        taken.claim("interface", interface, raw.span().start)?;
+    }
     let settings = settings(source, &raw.settings(), defaults.clone())?;
-    Ok(Vm { name: VmName(text.clone()), qmp, agent, settings })
+    Ok(Vm { name: VmName(text.clone()), qmp, agent, service, interface, settings })
 }
 
 fn settings(source: &Source<'_>, raw: &raw::Settings, mut into: VmSettings) -> Result<VmSettings, ConfigError> {
@@ -195,7 +205,11 @@ impl Taken<'_> {
     }
 }
 
-fn path(source: &Source<'_>, raw: Option<&Spanned<PathBuf>>, key: &str) -> Result<Option<PathBuf>, ConfigError> {
+pub(super) fn path(
+    source: &Source<'_>,
+    raw: Option<&Spanned<PathBuf>>,
+    key: &str,
+) -> Result<Option<PathBuf>, ConfigError> {
     match raw {
         Some(path) if !path.get_ref().is_absolute() => Err(source.error(
             path.span().start,

@@ -15,6 +15,7 @@ pub(super) struct Root {
     pub daemon: Daemon,
     pub journal: Journal,
     pub libvirt: Option<Libvirt>,
+    pub prober: Prober,
     pub defaults: Settings,
     pub vm: Vec<Spanned<Vm>>,
 }
@@ -43,6 +44,35 @@ pub(super) struct Libvirt {
     pub uri: Option<Spanned<String>>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Prober {
+    pub enabled: Option<bool>,
+    pub mode: Mode,
+    pub period: Option<Spanned<Text<Micros>>>,
+    pub length: Option<Spanned<Text<Micros>>>,
+    pub rate: Option<Spanned<Text<BitRate>>>,
+    pub time_per_hour: Option<Spanned<Text<Micros>>>,
+    pub traffic_per_hour: Option<Spanned<Text<Bytes>>>,
+    pub program: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Mode {
+    #[default]
+    Unlimited,
+    RateLimited,
+}
+
+/// Where a VM's iperf3 server is.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Service {
+    pub address: Spanned<String>,
+    pub port: Option<u16>,
+}
+
 /// What `[defaults]` and `[[vm]]` share. TOML places are lost under `serde(flatten)`, so [`Vm`] repeats the fields.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -63,6 +93,8 @@ pub(super) struct Vm {
     pub qmp: Option<Spanned<PathBuf>>,
     pub vsock: Option<Spanned<PathBuf>>,
     pub cid: Option<Spanned<u32>>,
+    pub service: Option<Spanned<Service>>,
+    pub interface: Option<Spanned<String>>,
     min: Option<Spanned<Text<Bytes>>>,
     max: Option<Spanned<Text<Bytes>>>,
     headroom: Option<Spanned<Text<Bytes>>>,
@@ -90,6 +122,10 @@ impl Vm {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Text<T>(pub T);
 
+/// Bits per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BitRate(pub u64);
+
 /// A kind of value written as text.
 pub(super) trait Written: Sized {
     const EXPECTED: &'static str;
@@ -109,6 +145,21 @@ impl Written for Micros {
         humantime::parse_duration(text)
             .map(Self::from_duration)
             .map_err(|_| format!("`{text}` is not a time; write for example 2s or 500ms"))
+    }
+}
+
+impl Written for BitRate {
+    const EXPECTED: &'static str = "a bit rate in quotes, for example \"50Mbit\"";
+    fn read(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a bit rate; write for example 50Mbit or 1Gbit");
+        let (number, unit) = text.trim().split_at(text.trim().find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?);
+        let unit = match unit.trim() {
+            "kbit" => 1_000,
+            "Mbit" => 1_000_000,
+            "Gbit" => 1_000_000_000,
+            _ => return Err(wrong()),
+        };
+        number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).map(Self).ok_or_else(wrong)
     }
 }
 

@@ -25,6 +25,8 @@ fn the_example_says_what_it_shows() {
     assert_eq!(web.agent, Some(Address::Hybrid("/run/web.vsock".into())));
     assert_eq!((web.settings.headroom, web.settings.cool_down), (Bytes::mib(48), Micros::millis(500)));
     assert!(pinned.settings.exempt && pinned.agent.is_none());
+    assert_eq!((web.service, web.interface.as_deref()), (Some("10.0.0.7:5201".parse().unwrap()), Some("tap0")));
+    assert_eq!(config.prober, crate::prober::Settings::default());
 
     assert_eq!(config.settings(&VmName::from("web")), &web.settings);
     assert_eq!(config.settings(&VmName::from("unnamed")), &config.defaults);
@@ -73,7 +75,7 @@ fn a_wrong_file_is_refused_with_place_vm_and_mend() {
         ("[libvirt]\n[defaults]\ncooldown = \"2s\"\n", "b.toml:3:1: unknown key `cooldown`; did you mean `cool-down`?"),
         (
             "[[vm]]\nname = \"web\"\nqmp = \"/q\"\ncolour = \"red\"\n",
-            "b.toml:4:1: VM `web`: unknown key `colour`; known are name, qmp, vsock, cid, min, max, headroom, step, \
+            "b.toml:4:1: VM `web`: unknown key `colour`; known are name, qmp, vsock, cid, service, interface, min, max, headroom, step, \
              cool-down, exempt, allow-without-deflate-on-oom",
         ),
         ("[demon]\n", "b.toml:1:2: unknown key `demon`; did you mean `daemon`?"),
@@ -131,6 +133,45 @@ fn a_wrong_file_is_refused_with_place_vm_and_mend() {
             "",
             "b.toml:1:1: there is nothing to manage: add [libvirt], or a [[vm]] with `qmp`, the path of its QEMU monitor \
              socket",
+        ),
+        (
+            "[[vm]]\nname = \"a\"\nqmp = \"/q\"\nservice = { address = \"web.local\" }\n",
+            "b.toml:4:23: VM `a`: `web.local` is not an IP address; names are not looked up in the middle of a probe",
+        ),
+        (
+            "[[vm]]\nname = \"a\"\nqmp = \"/q\"\nservice = { adress = \"10.0.0.7\" }\n",
+            "b.toml:4:13: VM `a`: unknown key `adress`; did you mean `address`?",
+        ),
+        (
+            "[[vm]]\nname = \"a\"\nqmp = \"/q\"\nservice = { address = \"10.0.0.7\" }\n[[vm]]\nname = \"b\"\nqmp = \"/r\"\n\
+             service = { address = \"10.0.0.7\", port = 5201 }\n",
+            "b.toml:8:11: VM `b`: service `10.0.0.7:5201` is used already in line 4; each VM needs its own",
+        ),
+        (
+            "[[vm]]\nname = \"a\"\nqmp = \"/q\"\ninterface = \"/sys/class/net/tap0\"\n",
+            "b.toml:4:13: VM `a`: `/sys/class/net/tap0` is no name of a network interface; `ip link` shows them, for \
+             example tap0",
+        ),
+        (
+            "[libvirt]\n[prober]\nmode = \"fast\"\n",
+            "b.toml:3:8: unknown value `fast`; known are unlimited, rate-limited",
+        ),
+        ("[libvirt]\n[prober]\nperiod = \"1ms\"\n", "b.toml:3:10: period 1.0 ms is too short; at least 1.0 s"),
+        (
+            "[libvirt]\n[prober]\nlength = \"1m\"\n",
+            "b.toml:3:10: length 60.0 s cannot be used; a probe takes 50.0 ms to 10.0 s",
+        ),
+        (
+            "[libvirt]\n[prober]\nrate = \"50MB\"\n",
+            "b.toml:3:8: `50MB` is not a bit rate; write for example 50Mbit or 1Gbit",
+        ),
+        (
+            "[libvirt]\n[prober]\ntime-per-hour = \"100ms\"\n",
+            "b.toml:3:17: time-per-hour 100.0 ms is too little for probes of 200.0 ms; at least 800.0 ms",
+        ),
+        (
+            "[libvirt]\n[prober]\ntraffic-per-hour = \"1MiB\"\n",
+            "b.toml:3:20: traffic-per-hour 1 MiB is too little; at least 16 MiB",
         ),
         ("[libvirt]\nuri = \"system\"\n", "b.toml:2:7: `system` is not a libvirt URI; the usual one is qemu:///system"),
         ("[libvirt]\n[daemon]\nport = 0\n", "b.toml:3:8: port 0 cannot be listened on; the usual one is 9150"),

@@ -175,6 +175,8 @@ impl Daemon {
         }
         self.sessions.remove(vm);
         self.remembered.remove(vm);
+        self.probed.remove(vm);
+        self.probe(crate::prober::Command::Runs(vm.clone(), false));
         self.input(Input::VmGone { vm: vm.clone() });
     }
 

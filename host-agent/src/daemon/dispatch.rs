@@ -4,6 +4,7 @@ use super::{Daemon, REMEMBERED};
 use crate::actuator::Command;
 use crate::control::Decision;
 use crate::journal::Record;
+use crate::prober;
 use ballast_planner::{Action, Notice, VmName, shortfall_text};
 use ballast_protocol::{Answer, HostMessage, Micros, Reclaim, Verdict};
 
@@ -14,12 +15,14 @@ impl Daemon {
             Action::Order { vm, order, target, from, reason } => {
                 // The order first, the paper work afterwards.
                 self.command(vm, Command::Order { order: *order, target: *target });
+                self.probe(prober::Command::Disturbed(vm.clone()));
                 let (target, verb) = (target.bytes(), if target.bytes() < *from { "take" } else { "give" });
                 tracing::info!(%vm, order, %target, %from, %reason, "{verb}");
                 self.remember(vm, at, format!("{verb}: {from} -> {target}: {reason}"));
             }
             Action::Answer { vm, demand, verdict } => {
                 self.say(vm, HostMessage::Answer(Answer { id: *demand, verdict: *verdict }));
+                self.probe(prober::Command::Disturbed(vm.clone()));
                 let text = verdict_text(*verdict);
                 tracing::debug!(%vm, demand, verdict = text, "demand");
                 self.remember(vm, at, format!("demand {demand}: {text}"));
@@ -28,10 +31,14 @@ impl Daemon {
                 self.say(vm, HostMessage::Reclaim(Reclaim { id: *id, size: *size }));
                 self.remember(vm, at, format!("reclaim: the guest drops up to {size} of cold page cache"));
             }
+            Action::Probe { vm, why } => {
+                self.probe(prober::Command::Asked(vm.clone(), *why));
+                self.remember(vm, at, format!("probe: {why}"));
+            }
             Action::Watch { vm, every } => self.command(vm, Command::Watch(*every)),
             Action::Notice { vm, notice } => {
                 match notice {
-                    Notice::TrustedAgain => tracing::info!(%vm, "{notice}"),
+                    Notice::TrustedAgain | Notice::ServiceWell => tracing::info!(%vm, "{notice}"),
                     _ => tracing::warn!(%vm, "{notice}"),
                 }
                 self.remember(vm, at, notice.to_string());

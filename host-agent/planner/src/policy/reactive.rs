@@ -97,6 +97,18 @@ impl Reactive {
         self.unquiet = at;
     }
 
+    /// When the guest was last not quiet.
+    #[must_use]
+    pub const fn unquiet(&self) -> Micros {
+        self.unquiet
+    }
+
+    /// Something that was taken hurt, by another sign than the guest's own.
+    pub fn hurt(&mut self, at: Micros) {
+        self.unquiet = at;
+        self.block_cache(at);
+    }
+
     /// So much was taken.
     pub fn took(&mut self, at: Micros, size: Bytes) {
         self.taken = Some((at, size));

@@ -217,7 +217,7 @@ impl Guest {
                 self.watch = *every;
                 self.next_look = self.next_look.min(at + *every);
             }
-            Action::Notice { .. } => {}
+            Action::Notice { .. } | Action::Probe { .. } => {}
         }
     }
 

@@ -128,6 +128,7 @@ impl World {
                 | Action::Answer { vm, .. }
                 | Action::Reclaim { vm, .. }
                 | Action::Watch { vm, .. }
+                | Action::Probe { vm, .. }
                 | Action::Notice { vm, .. } => vm.clone(),
             };
             let Some(guest) = self.guests.iter_mut().find(|g| g.name == name) else { panic!("{name} does not exist") };

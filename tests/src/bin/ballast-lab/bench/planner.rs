@@ -170,7 +170,7 @@ impl Fleet {
                 let message = GuestMessage::Reclaimed(Reclaimed { id, size: Bytes::ZERO, exhausted: true });
                 self.tell(In::Guest { vm, message });
             }
-            Action::Answer { .. } | Action::Watch { .. } | Action::Notice { .. } => {}
+            Action::Answer { .. } | Action::Watch { .. } | Action::Probe { .. } | Action::Notice { .. } => {}
         }
     }
 }
