@@ -1,11 +1,12 @@
 //! Processes and folders that never outlive the test that made them, however it ends.
 
 use anyhow::{Context, Result, anyhow};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, Once, OnceLock, PoisonError, mpsc};
+use std::sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,7 @@ impl Process {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let child = spawn(command).with_context(|| format!("cannot start {} by setpriv", program.display()))?;
+        living_set().insert(child.id());
         Ok(Self { child, name })
     }
 
@@ -94,9 +96,21 @@ impl Process {
     }
 }
 
+fn living_set() -> MutexGuard<'static, BTreeSet<u32>> {
+    static LIVING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+    LIVING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The children that have not been waited for.
+pub(crate) fn living() -> Vec<u32> {
+    living_set().iter().copied().collect()
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
+        // Off the list first: after the wait its number may be another's.
+        living_set().remove(&self.child.id());
         let _ = self.child.wait();
     }
 }
@@ -142,6 +156,16 @@ pub fn sweep() {
         if let Some((pid, _)) = owner
             && pid.parse::<u32>().is_ok_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
         {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Removes the folders of this process, which is about to end.
+pub(crate) fn remove_own_folders() {
+    let own = format!("{PREFIX}{}-", std::process::id());
+    for entry in fs::read_dir(ROOT).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&own) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }

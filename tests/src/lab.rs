@@ -8,8 +8,16 @@
 //! Paired and interleaved, because identical runs on these machines differ by 22 % (DESIGN, section 1): every arm lives
 //! through the same minutes, and what counts is its ratio to `static` in the same phase of the same repetition.
 
+pub mod arm;
+pub mod block;
 pub mod compare;
+pub mod experiment;
+mod journal;
+mod restrict;
 pub mod results;
+pub mod run;
 pub mod stats;
 pub mod summary;
+pub mod warm;
+mod watch;
 pub mod work;

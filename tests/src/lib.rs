@@ -23,6 +23,8 @@ mod guest;
 #[cfg(feature = "lab")]
 mod host_agent;
 #[cfg(feature = "lab")]
+pub mod interrupt;
+#[cfg(feature = "lab")]
 pub mod lab;
 #[cfg(feature = "lab")]
 mod machine;

@@ -11,10 +11,10 @@
 
 mod reaction;
 mod report;
-mod warm;
 
 use anyhow::{Context, Result, bail};
 use ballast_protocol::Bytes;
+use ballast_tests::lab::warm::Warm;
 use ballast_tests::wire::{Counters, End, Touch, Touched};
 use ballast_tests::{Balloon, HostAgent, Machine, NOISE_FILE, paths};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -85,7 +85,7 @@ impl Demo {
         let folder = paths::target().join("demo");
         std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let begun = Instant::now();
-        let warm = warm::Warm::where_needed();
+        let warm = Warm::where_needed();
         let bar = ProgressBar::new(19);
         bar.set_style(ProgressStyle::with_template("{bar:30} {elapsed} of about 3 min  {msg}")?);
         bar.enable_steady_tick(Duration::from_millis(500));

@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod lab;
 mod report;
 mod spikes;
 
@@ -24,6 +25,10 @@ enum Command {
     Demo(demo::Demo),
     /// What each part costs: messages, planner, orders, vsock, the guest agent's budget.
     Bench(bench::Bench),
+    /// Runs experiments: laws against workloads, side by side, and writes a report.
+    Run(lab::RunCommand),
+    /// Lists the experiments that come with the sources.
+    List(lab::ListCommand),
     /// Random bursts against the pair, counting what the guest suffers.
     Spikes(spikes::Spikes),
     /// What a run found: table, summary.json, summary.csv and report.html, made again from its blocks.
@@ -36,6 +41,8 @@ fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Demo(order) => order.run(),
         Command::Bench(order) => order.run(),
+        Command::Run(order) => order.run(),
+        Command::List(order) => order.run(),
         Command::Spikes(order) => order.run(),
         Command::Report(order) => order.run(),
         Command::Compare(order) => order.run(),

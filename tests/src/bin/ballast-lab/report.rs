@@ -4,7 +4,7 @@ use anyhow::Result;
 use ballast_tests::lab::results::{self, BALLAST, STATIC};
 use ballast_tests::lab::{compare, summary};
 use ballast_tests::paths;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Writes summary.json, summary.csv and report.html again from a run's blocks, and prints the table.
@@ -17,13 +17,18 @@ pub struct Report {
 impl Report {
     /// Runs it. Status 0 whatever the figures are: the table says which were reached.
     pub fn run(&self) -> Result<ExitCode> {
-        let folder = self.folder.clone().unwrap_or_else(|| paths::target().join("lab"));
-        let summary = summary::summarise(&folder)?;
-        let blocks = results::blocks(&folder)?;
-        let figures = summary::figures(&summary, &summary::standings(&summary, &blocks));
-        print!("{}", summary::table(&summary, &figures));
+        make(&self.folder.clone().unwrap_or_else(|| paths::target().join("lab")))?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Makes everything that comes of a run's blocks, and prints the table.
+pub fn make(folder: &Path) -> Result<()> {
+    let summary = summary::summarise(folder)?;
+    let blocks = results::blocks(folder)?;
+    let figures = summary::figures(&summary, &summary::standings(&summary, &blocks));
+    print!("{}", summary::table(&summary, &figures));
+    Ok(())
 }
 
 /// Two arms of one run, or one arm of two runs: each difference with its interval, or "no difference".

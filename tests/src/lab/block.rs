@@ -1,0 +1,413 @@
+//! One repetition of one experiment: all arms' guests alive at once, each phase run by one arm after the other.
+//!
+//! ```text
+//!   clone all ── age all ── zero: daemons, agents, balloons ── settle ── phase 1: C A B ── phase 2: B C A ── ... ── end
+//!                                  └────────────── a look at every guest twice a second ──────────────────────┘
+//! ```
+//! *Ageing*: nearly all memory of a guest is touched and freed, as in a VM that has been up for weeks. Without it
+//! `static` would hold only what a minute's life has touched, and every law would be compared with that.
+//!
+//! An arm that breaks (its QEMU dies, its guest does not answer) is out for the rest of the block and says why; the
+//! others go on.
+
+use super::arm::{Arm, Law};
+use super::experiment::{Experiment, GuestSpec};
+use super::results::{ArmRun, Block, GuestRun, PhaseRun, Totals};
+use super::watch::{self, Watched};
+use super::{journal, restrict};
+use crate::wire::{Counters, Job};
+use crate::{Balloon, Guest, HostAgent, Machine, Network};
+use anyhow::{Context, Result, anyhow, bail};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+/// What every guest keeps free while it is aged: enough for its own programs, so that ageing kills nobody.
+const AGED_FREE_MIB: u64 = 24;
+/// The longest that one phase may take beyond what its work is asked to take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Told what is being done, and by how many steps the block has advanced.
+pub trait Progress: Sync {
+    /// Something begins.
+    fn doing(&self, what: &str);
+    /// A step is done.
+    fn step(&self);
+}
+
+/// One arm while its block runs.
+struct Live<'a> {
+    arm: &'a Arm,
+    guests: Vec<Watched>,
+    network: Option<Vec<Ipv4Addr>>,
+    daemon: Option<Daemon>,
+    limits: Option<restrict::Limits>,
+    phases: Vec<PhaseRun>,
+    error: Option<String>,
+    before: Vec<Counters>,
+}
+
+struct Daemon {
+    agent: HostAgent,
+    /// When its clock began, from the block's zero, seconds.
+    began: f64,
+}
+
+/// How many steps [`run`] reports.
+#[must_use]
+pub fn steps(experiment: &Experiment) -> u64 {
+    let arms = experiment.arms.len() as u64;
+    2 * arms + 1 + arms * experiment.phases.len() as u64
+}
+
+/// Runs a block.
+///
+/// # Errors
+/// No arm could be run at all, or the client guest is lost; what befalls one arm is in its [`ArmRun::error`].
+pub fn run(
+    experiment: &Experiment,
+    repetition: u32,
+    oracle: bool,
+    journals: &Path,
+    told: &dyn Progress,
+) -> Result<Block> {
+    let begun = Instant::now();
+    let started_unix = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+    let load = std::fs::read_to_string("/proc/loadavg").ok();
+    let load = load.and_then(|l| l.split(' ').next()?.parse().ok()).unwrap_or(0.0);
+    let seed = experiment.seed.wrapping_mul(1_000).wrapping_add(repetition.into());
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+
+    let network = experiment.client.as_ref().map(|_| Network::new()).transpose()?;
+    told.doing("cloning the guests");
+    let client = experiment.client.as_ref().map(|spec| client(spec, network.as_ref())).transpose()?;
+    let mut arms: Vec<Live<'_>> = Vec::new();
+    for arm in &experiment.arms {
+        arms.push(Live::start(arm, experiment, network.as_ref()));
+        told.step();
+    }
+    told.doing("ageing them: a VM that has been up for weeks has touched all of its memory");
+    let mut order: Vec<usize> = (0..arms.len()).collect();
+    order.shuffle(&mut random);
+    for &turn in &order {
+        arms[turn].attempt(|live| live.age());
+        told.step();
+    }
+    let zero = Instant::now();
+    for live in &mut arms {
+        live.attempt(|live| live.begin(experiment, zero));
+    }
+    if arms.iter().all(|a| a.error.is_some()) {
+        let why = arms.first().and_then(|a| a.error.clone()).unwrap_or_default();
+        return Err(anyhow!("{}: no arm could be started: {why}", experiment.name));
+    }
+    let first_phase = zero.elapsed().as_secs_f64() + experiment.settle.as_secs_f64();
+    phases(experiment, &mut arms, client.as_ref(), zero, &mut random, told);
+    let arms = arms.into_iter().map(|live| live.end(experiment, repetition, oracle, first_phase, journals)).collect();
+    Ok(Block {
+        experiment: experiment.name.clone(),
+        fingerprint: experiment.fingerprint(),
+        repetition,
+        oracle,
+        seed,
+        started_unix,
+        took_s: begun.elapsed().as_secs_f64(),
+        load,
+        arms,
+    })
+}
+
+/// Settles, then runs all phases, while another thread looks at all guests.
+fn phases(
+    experiment: &Experiment,
+    arms: &mut [Live<'_>],
+    client: Option<&Machine>,
+    zero: Instant,
+    random: &mut ChaCha8Rng,
+    told: &dyn Progress,
+) {
+    struct Turn<'a> {
+        arm: &'a str,
+        guests: Vec<Guest>,
+        network: Option<Vec<Ipv4Addr>>,
+        phases: &'a mut Vec<PhaseRun>,
+        error: &'a mut Option<String>,
+    }
+    let stop = AtomicBool::new(false);
+    let mut watched: Vec<&mut Watched> = Vec::new();
+    let mut turns: Vec<Turn<'_>> = Vec::new();
+    for live in arms {
+        turns.push(Turn {
+            arm: &live.arm.name,
+            guests: live.guests.iter().map(|g| g.machine.guest.clone()).collect(),
+            network: live.network.clone(),
+            phases: &mut live.phases,
+            error: &mut live.error,
+        });
+        watched.extend(&mut live.guests);
+    }
+    thread::scope(|scope| {
+        scope.spawn(|| watch::watch(&mut watched, zero, &stop));
+        told.doing("settling: the laws find their size");
+        thread::sleep(experiment.settle);
+        told.step();
+        let mut order: Vec<usize> = (0..turns.len()).collect();
+        for (index, phase) in experiment.phases.iter().enumerate() {
+            order.shuffle(random);
+            for &turn in &order {
+                let turn = &mut turns[turn];
+                told.doing(&format!("{} of {}: {}, {}", index + 1, experiment.phases.len(), phase.label, turn.arm));
+                if turn.error.is_none() {
+                    let guest = &turn.guests[phase.guest];
+                    let address = turn.network.as_ref().map(|addresses| addresses[phase.guest].to_string());
+                    let over = client.zip(address.as_deref()).map(|(c, address)| (&c.guest, address));
+                    match one(experiment, index, guest, over, zero) {
+                        Ok(run) => turn.phases.push(run),
+                        Err(e) => {
+                            *turn.error = Some(format!("{}, phase {} ({}): {e:#}", turn.arm, index + 1, phase.label))
+                        }
+                    }
+                    thread::sleep(experiment.gap);
+                }
+                told.step();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+fn one(
+    experiment: &Experiment,
+    index: usize,
+    guest: &Guest,
+    client: Option<(&Guest, &str)>,
+    zero: Instant,
+) -> Result<PhaseRun> {
+    let phase = &experiment.phases[index];
+    let before = guest.counters()?;
+    let began = zero.elapsed().as_secs_f64();
+    let outcome = phase.work.run(guest, client, PATIENCE)?;
+    let took_s = zero.elapsed().as_secs_f64() - began;
+    let during = watch::between(&before, &guest.counters()?);
+    Ok(PhaseRun {
+        index,
+        label: phase.label.clone(),
+        guest: experiment.guests[phase.guest].name.clone(),
+        measured: phase.measured,
+        began_s: began,
+        took_s,
+        outcome,
+        during,
+    })
+}
+
+fn age(guest: &Guest) -> Result<()> {
+    let worked = guest.job(Job::Age { keep_free_mib: AGED_FREE_MIB })?.wait(PATIENCE)?;
+    if worked.killed > 0 || worked.oom_kills > 0 {
+        bail!("ageing was killed: {}", worked.why);
+    }
+    Ok(())
+}
+
+/// The guest that loads all others; no law touches it.
+fn client(spec: &GuestSpec, network: Option<&Network>) -> Result<Machine> {
+    let network = network.context("a client has a network")?;
+    let builder = Machine::builder(&spec.name).memory(spec.memory).vcpus(spec.vcpus).network(network);
+    let machine = builder.without_vsock().start().with_context(|| format!("client {}", spec.name))?;
+
+    Ok(machine)
+}
+
+impl<'a> Live<'a> {
+    fn start(arm: &'a Arm, experiment: &Experiment, network: Option<&Network>) -> Self {
+        let mut live = Self {
+            arm,
+            guests: Vec::new(),
+            network: None,
+            daemon: None,
+            limits: None,
+            phases: Vec::new(),
+            error: None,
+            before: Vec::new(),
+        };
+        live.attempt(|live| {
+            for (place, spec) in experiment.guests.iter().enumerate() {
+                let guest = live.guest(spec, place, experiment, network);
+                live.guests.push(guest.with_context(|| format!("arm {}, guest {}", arm.name, spec.name))?);
+            }
+            let addresses = || live.guests.iter().map(|g| g.machine.address()).collect::<Result<_>>();
+            live.network = network.map(|_| addresses()).transpose()?;
+            Ok(())
+        });
+        live
+    }
+
+    fn guest(
+        &self,
+        spec: &GuestSpec,
+        place: usize,
+        experiment: &Experiment,
+        network: Option<&Network>,
+    ) -> Result<Watched> {
+        let balloon =
+            Balloon { deflate_on_oom: !matches!(self.arm.law, Law::Fixed(_)), free_page_reporting: self.arm.reporting };
+        let works: Vec<_> = experiment.phases.iter().filter(|p| p.guest == place).map(|p| &p.work).collect();
+        let mut builder = Machine::builder(&spec.name).memory(spec.memory).vcpus(spec.vcpus).balloon(Some(balloon));
+        if works.iter().any(|w| w.needs().disk) {
+            builder = builder.disk();
+        }
+        if let Some(network) = network {
+            builder = builder.network(network);
+        }
+        if !self.arm.has_agent() {
+            builder = builder.without_vsock();
+        }
+        let machine = builder.start()?;
+        if let Some(size) = spec.zram {
+            let _ = size;
+        }
+        Ok(Watched { machine, series: Vec::new(), stalled_before: None, lost: None })
+    }
+
+    /// Does something that may break this arm, unless it is broken already.
+    fn attempt(&mut self, step: impl FnOnce(&mut Self) -> Result<()>) {
+        if self.error.is_none()
+            && let Err(e) = step(self)
+        {
+            self.error = Some(format!("{e:#}"));
+        }
+    }
+
+    fn age(&mut self) -> Result<()> {
+        self.guests.iter().try_for_each(|g| age(&g.machine.guest))
+    }
+
+    /// The law begins.
+    fn begin(&mut self, experiment: &Experiment, zero: Instant) -> Result<()> {
+        for (place, guest) in self.guests.iter_mut().enumerate() {
+            for phase in experiment.phases.iter().filter(|p| p.guest == place) {
+                phase.work.prepare(&guest.machine.guest)?;
+            }
+        }
+        for (guest, spec) in self.guests.iter_mut().zip(&experiment.guests) {
+            let keep = match &self.arm.law {
+                Law::Fixed(size) => size.or(spec.fixed).unwrap_or(spec.memory.share(3, 5)),
+                Law::DeflateOnOom => spec.squeezed.unwrap_or(spec.min),
+                _ => continue,
+            };
+            guest.machine.qmp.set_balloon(keep)?;
+        }
+        if self.arm.law == Law::Cgroup {
+            let limits = self.guests.iter().zip(&experiment.guests);
+            let limits = limits.map(|(g, spec)| (g.machine.qemu.pid(), spec.fixed.unwrap_or(spec.memory.share(3, 5))));
+            self.limits = Some(restrict::Limits::new(&limits.collect::<Vec<_>>())?);
+        }
+        if self.arm.has_daemon() {
+            let machines: Vec<&Machine> = self.guests.iter().map(|g| &g.machine).collect();
+            let config = config(self.arm, experiment, HostAgent::config(&machines));
+            let began = zero.elapsed().as_secs_f64();
+            self.daemon = Some(Daemon { agent: HostAgent::start(config)?, began });
+        }
+        if self.arm.has_agent() {
+            let args: &[&str] = if self.arm.absorber { &["run", "--absorber"] } else { &["run"] };
+            for guest in &self.guests {
+                guest.machine.guest.start_agent(args)?;
+            }
+        }
+        self.before = self.guests.iter().map(|g| g.machine.guest.counters()).collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    fn end(mut self, experiment: &Experiment, repetition: u32, oracle: bool, from: f64, journals: &Path) -> ArmRun {
+        let mut run = ArmRun { arm: self.arm.name.clone(), ..ArmRun::default() };
+        for (number, guest) in self.guests.iter_mut().enumerate() {
+            if let Some(lost) = guest.lost.take() {
+                self.error.get_or_insert(format!("guest {}: {lost}", guest.machine.name()));
+            }
+            let mut totals = match (self.before.get(number), guest.machine.guest.counters()) {
+                (Some(before), Ok(after)) => watch::between(before, &after),
+                (_, Err(e)) => {
+                    self.error.get_or_insert(format!("guest {}: {e:#}", guest.machine.name()));
+                    Totals::default()
+                }
+                (None, Ok(_)) => Totals::default(),
+            };
+            (totals.resident_gib_s, totals.watched_s) = watch::held(&guest.series, from);
+            run.guests.push(GuestRun {
+                name: guest.machine.name().to_owned(),
+                memory_mib: guest.machine.size().as_mib(),
+                series: std::mem::take(&mut guest.series),
+                totals,
+            });
+        }
+        run.phases = std::mem::take(&mut self.phases);
+        run.over_budget_mib_s = experiment.budget.map(|budget| over(&run.guests, budget.mib_f64(), from));
+        if let Some(Daemon { mut agent, began }) = self.daemon.take() {
+            run.host_agent_cpu_s = agent.pid().and_then(cpu_seconds).unwrap_or(0.0);
+            let file = format!("{}-{repetition}-{}.jsonl", experiment.name, self.arm.name);
+            let read = || -> Result<()> {
+                agent.terminate()?;
+                if !oracle {
+                    std::fs::copy(agent.journal_path(), journals.join(file))?;
+                }
+                journal::read(&agent.journal_path(), began, &mut run)
+            };
+            if let Err(e) = read() {
+                self.error.get_or_insert(format!("ballast-host: {e:#}"));
+            }
+        }
+        run.error = self.error;
+        run
+    }
+}
+
+/// What the guests together held beyond the budget, MiB times seconds.
+fn over(guests: &[GuestRun], budget_mib: f64, from: f64) -> f64 {
+    let looks = guests.iter().map(|g| g.series.len()).min().unwrap_or(0);
+    let at = |i: usize| guests.iter().map(|g| g.series[i].resident_mib).sum::<f64>();
+    let Some(first) = guests.first() else { return 0.0 };
+    let steps = (1..looks).filter(|&i| first.series[i - 1].t >= from);
+    steps.map(|i| (at(i) - budget_mib).max(0.0) * (first.series[i].t - first.series[i - 1].t)).sum()
+}
+
+/// The daemon's file for an arm.
+fn config(arm: &Arm, experiment: &Experiment, mut config: toml::Table) -> toml::Table {
+    let law = match &arm.law {
+        Law::Host(name) => name.as_str(),
+        _ => "static",
+    };
+    let mut section = toml::Table::from_iter([("name".to_owned(), law.into())]);
+    if law == "ballast" {
+        config.insert("defaults".into(), arm.settings.clone().into());
+    } else if !arm.settings.is_empty() {
+        section.insert(law.into(), arm.settings.clone().into());
+    }
+    if law != "ballast" {
+        config.insert("law".into(), section.into());
+    }
+    if let (Some(budget), true) = (experiment.budget, law != "ballast") {
+        let host = toml::Table::from_iter([("budget".to_owned(), format!("{}MiB", budget.as_mib()).into())]);
+        config.insert("host".into(), host.into());
+    }
+    for (vm, spec) in config.get_mut("vm").and_then(|v| v.as_array_mut()).into_iter().flatten().zip(&experiment.guests)
+    {
+        if let Some(vm) = vm.as_table_mut() {
+            vm.insert("min".into(), format!("{}MiB", spec.min.as_mib()).into());
+        }
+    }
+    config
+}
+
+/// CPU time of a process so far.
+fn cpu_seconds(pid: u32) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold spaces; it ends with the last parenthesis. utime and stime are fields 14 and 15 (proc(5)).
+    let mut fields = stat.rsplit(')').next()?.split_whitespace().skip(11);
+    let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}

@@ -1,0 +1,261 @@
+//! A run: which blocks, in which order, what is there already, and what is left out when time is short.
+//!
+//! Repetitions are the outer loop, so that a run which is cut short has all experiments, with fewer repetitions. The
+//! searches for the oracles come after the first repetition.
+
+use super::block;
+use super::experiment::Experiment;
+use super::results::{self, Block, Host, Run};
+use super::summary;
+use super::warm::Warm;
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
+
+/// What is to be run.
+#[derive(Debug)]
+pub struct Order {
+    /// The experiments.
+    pub experiments: Vec<Experiment>,
+    /// Where results go.
+    pub folder: PathBuf,
+    /// In words: a suite's name, or files.
+    pub asked: String,
+    /// No block begins that would probably end later than this after the start.
+    pub within: Option<Duration>,
+    /// Start anew, whatever is there.
+    pub fresh: bool,
+}
+
+/// How a run went.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// Blocks that were run now.
+    pub ran: u32,
+    /// Blocks that were there already.
+    pub resumed: u32,
+    /// Blocks that time did not allow.
+    pub left_out: Vec<String>,
+    /// Blocks that could not be run, or in which an arm broke, and why.
+    pub broken: Vec<String>,
+}
+
+#[derive(Clone, Copy)]
+enum Job<'a> {
+    Block(&'a Experiment, u32),
+    Oracle(&'a Experiment),
+}
+
+/// Shows what is being done on the terminal; a line a step where there is none.
+struct Shown<'a> {
+    bar: &'a ProgressBar,
+    head: String,
+}
+
+impl block::Progress for Shown<'_> {
+    fn doing(&self, what: &str) {
+        self.bar.set_message(format!("{}: {what}", self.head));
+    }
+
+    fn step(&self) {
+        self.bar.inc(1);
+    }
+}
+
+impl Order {
+    /// Runs what is not there yet. A block that cannot be run is told and does not end the run.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn run(&self) -> Result<Done> {
+        let begun = Instant::now();
+        let warm = Warm::where_needed();
+        self.prepare(warm.is_some())?;
+        let journals = self.folder.join("journals");
+        let jobs = self.jobs();
+        let total = jobs.iter().map(|job| job.steps()).sum();
+        let bar = ProgressBar::new(total);
+        bar.set_style(ProgressStyle::with_template(
+            "{bar:24} {percent:>3} %  {elapsed} gone, about {eta} left  {msg}",
+        )?);
+        bar.enable_steady_tick(Duration::from_millis(500));
+        let mut done = Done::default();
+        for job in jobs {
+            match job {
+                Job::Block(experiment, repetition) => {
+                    self.block(experiment, repetition, false, &journals, &bar, begun, &mut done)?;
+                }
+                Job::Oracle(experiment) => self.oracle(experiment, &journals, &bar, begun, &mut done)?,
+            }
+        }
+        bar.finish_and_clear();
+        Ok(done)
+    }
+
+    fn prepare(&self, kept_warm: bool) -> Result<()> {
+        if self.fresh {
+            for part in ["blocks", "journals"] {
+                let path = self.folder.join(part);
+                if path.exists() {
+                    fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+                }
+            }
+        }
+        for part in ["blocks", "journals"] {
+            let path = self.folder.join(part);
+            fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        }
+        let run = Run {
+            started_unix: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs(),
+            version: version(),
+            asked: self.asked.clone(),
+            machine: host(kept_warm),
+            experiments: self.experiments.iter().map(|e| (e.name.clone(), e.text.clone())).collect(),
+        };
+        results::write_json(&self.folder.join("run.json"), &run)
+    }
+
+    fn jobs(&self) -> Vec<Job<'_>> {
+        let most = self.experiments.iter().map(|e| e.repetitions).max().unwrap_or(0);
+        let mut jobs = Vec::new();
+        for repetition in 1..=most {
+            let due = self.experiments.iter().filter(|e| repetition <= e.repetitions);
+            jobs.extend(due.map(|e| Job::Block(e, repetition)));
+            if repetition == 1 {
+                jobs.extend(self.experiments.iter().filter(|e| e.oracle).map(Job::Oracle));
+            }
+        }
+        jobs
+    }
+
+    fn path(&self, experiment: &Experiment, repetition: u32, oracle: bool) -> PathBuf {
+        let kind = if oracle { "-oracle" } else { "" };
+        self.folder.join("blocks").join(format!("{}{kind}-{repetition}.json", experiment.name))
+    }
+
+    /// The search: sizes are tried side by side until the summary knows the smallest without loss.
+    fn oracle(
+        &self,
+        experiment: &Experiment,
+        journals: &Path,
+        bar: &ProgressBar,
+        begun: Instant,
+        done: &mut Done,
+    ) -> Result<()> {
+        let (min, max) = experiment.oracle_range();
+        let mut tried: Vec<Block> = Vec::new();
+        for repetition in 1.. {
+            let sizes = summary::next_oracle_sizes(&tried, min, max);
+            if sizes.is_empty() {
+                break;
+            }
+            let experiment = experiment.at_sizes(&sizes);
+            match self.block(&experiment, repetition, true, journals, bar, begun, done)? {
+                Some(block) => tried.push(block),
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)] // One caller each; a struct would only rename them.
+    fn block(
+        &self,
+        experiment: &Experiment,
+        repetition: u32,
+        oracle: bool,
+        journals: &Path,
+        bar: &ProgressBar,
+        begun: Instant,
+        done: &mut Done,
+    ) -> Result<Option<Block>> {
+        let kind = if oracle { " oracle" } else { "" };
+        let head = format!("{}{kind} {repetition}", experiment.name);
+        let path = self.path(experiment, repetition, oracle);
+        if let Ok(block) = results::read_json::<Block>(&path)
+            && block.fingerprint == experiment.fingerprint()
+        {
+            done.resumed += 1;
+            bar.inc(block::steps(experiment));
+            return Ok(Some(block));
+        }
+        let like = (1..=experiment.repetitions)
+            .filter_map(|n| results::read_json::<Block>(&self.path(experiment, n, false)).ok());
+        let expected = like.map(|b| b.took_s).next().unwrap_or(0.0);
+        if let Some(within) = self.within
+            && begun.elapsed().as_secs_f64() + expected > within.as_secs_f64()
+        {
+            done.left_out.push(head);
+            bar.inc(block::steps(experiment));
+            return Ok(None);
+        }
+        let shown = Shown { bar, head: head.clone() };
+        match block::run(experiment, repetition, oracle, journals, &shown) {
+            Ok(block) => {
+                for arm in &block.arms {
+                    if let Some(error) = &arm.error {
+                        let told = format!("{head}, arm {}: {error}", arm.arm);
+                        bar.println(&told);
+                        done.broken.push(told);
+                    }
+                }
+                results::write_json(&path, &block)?;
+                done.ran += 1;
+                Ok(Some(block))
+            }
+            Err(e) => {
+                let told = format!("{head}: {e:#}");
+                bar.println(&told);
+                done.broken.push(told);
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl Job<'_> {
+    fn steps(&self) -> u64 {
+        match self {
+            Self::Block(experiment, _) => block::steps(experiment),
+            // A coarse and a fine round of six and four sizes.
+            Self::Oracle(experiment) => {
+                block::steps(&experiment.at_sizes(&[0; 6])) + block::steps(&experiment.at_sizes(&[0; 4]))
+            }
+        }
+    }
+}
+
+/// This machine, for the report.
+fn host(kept_warm: bool) -> Host {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let field = |text: &str, key: &str| {
+        let line = text.lines().find(|l| l.starts_with(key)).unwrap_or_default();
+        line.split_once(':').map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
+    };
+    let memory = field(&read("/proc/meminfo"), "MemTotal");
+    let memory_kib: u64 = memory.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    Host {
+        cpu: field(&read("/proc/cpuinfo"), "model name"),
+        cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        memory_mib: memory_kib / 1024,
+        kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        qemu: said("qemu-system-x86_64", &["--version"]),
+        accelerator: crate::Accel::here().map(|a| format!("{a:?}").to_lowercase()).unwrap_or_default(),
+        kept_warm,
+    }
+}
+
+fn version() -> String {
+    let described = said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"]);
+    if described.is_empty() { env!("CARGO_PKG_VERSION").to_owned() } else { described }
+}
+
+/// The first line that a command prints; empty when it cannot be run.
+fn said(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output();
+    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    text.lines().next().unwrap_or_default().to_owned()
+}

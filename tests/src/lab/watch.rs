@@ -1,0 +1,118 @@
+//! The eye on all guests of a block: a look at each twice a second, from outside and, every second time, from inside.
+//!
+//! A guest under pressure may not answer in time. Then the look from inside is missing, and nothing waits for it.
+
+use super::results::{Look, Totals};
+use crate::Machine;
+use crate::wire::{Counters, Request, Sample};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Between two looks from outside.
+const EVERY: Duration = Duration::from_millis(500);
+/// A guest that takes longer is too busy to be asked.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+/// A guest and what has been seen of it.
+#[derive(Debug)]
+pub struct Watched {
+    /// The guest.
+    pub machine: Machine,
+    /// The looks so far.
+    pub series: Vec<Look>,
+    /// What it had stalled for memory at the first look, microseconds.
+    pub stalled_before: Option<u64>,
+    /// Why it cannot be watched any more.
+    pub lost: Option<String>,
+}
+
+/// Looks at all of them until told to stop; `zero` is the time that looks count from.
+pub fn watch(guests: &mut [&mut Watched], zero: Instant, stop: &AtomicBool) {
+    let mut inside = true;
+    let mut next = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        look(guests, zero, inside);
+        inside = !inside;
+        next += EVERY;
+        // After a hold-up the looks that were missed are not made up for.
+        next = next.max(Instant::now());
+        std::thread::sleep(next - Instant::now());
+    }
+}
+
+fn look(guests: &mut [&mut Watched], zero: Instant, inside: bool) {
+    // All are asked before the first answer is awaited: their vCPUs answer side by side.
+    let asked: Vec<_> = guests
+        .iter()
+        .map(|g| (inside && g.lost.is_none()).then(|| g.machine.guest.ask::<Sample>(Request::Sample).ok()).flatten())
+        .collect();
+    let deadline = Instant::now() + PATIENCE;
+    for (guest, asked) in guests.iter_mut().zip(asked) {
+        if guest.lost.is_some() {
+            continue;
+        }
+        let outside = guest.machine.resident().and_then(|r| Ok((r, guest.machine.qmp.balloon()?)));
+        let (resident, kept) = match outside {
+            Ok(seen) => seen,
+            Err(e) => {
+                guest.lost = Some(format!("{e:#}"));
+                continue;
+            }
+        };
+        let glance = asked.and_then(|a| a.wait(deadline.saturating_duration_since(Instant::now())).ok());
+        let base = guest.stalled_before.or(glance.as_ref().map(|g| g.some_us));
+        guest.stalled_before = base;
+        let stalled = |g: &Sample| g.some_us.saturating_sub(base.unwrap_or(0)) as f64 / 1e3;
+        let mib = |kib: u64| kib as f64 / 1024.0;
+        guest.series.push(Look {
+            t: zero.elapsed().as_secs_f64(),
+            resident_mib: resident.mib_f64(),
+            kept_mib: kept.mib_f64(),
+            free_mib: glance.as_ref().map(|g| mib(g.free_kib)),
+            available_mib: glance.as_ref().map(|g| mib(g.available_kib)),
+            stall_ms: glance.as_ref().map(stalled),
+        });
+    }
+}
+
+/// What lies between two readings of a guest's counters.
+#[must_use]
+pub fn between(before: &Counters, after: &Counters) -> Totals {
+    const PAGES_PER_MIB: f64 = 256.0;
+    let grew = |prefix: &str| {
+        let sum = |c: &Counters| c.vmstat.iter().filter(|(k, _)| k.starts_with(prefix)).map(|(_, v)| v).sum::<u64>();
+        sum(after).saturating_sub(sum(before))
+    };
+    let stalled = |kind: &str| {
+        let of = |c: &Counters| c.pressure.get(kind).copied().unwrap_or(0);
+        of(after).saturating_sub(of(before)) as f64 / 1e3
+    };
+    let cpu = |c: &Counters| c.agent_cpu_us.unwrap_or(0);
+    Totals {
+        oom_kills: grew("oom_kill"),
+        allocation_stalls: grew("allocstall"),
+        stall_some_ms: stalled("memory.some"),
+        stall_full_ms: stalled("memory.full"),
+        refault_mib: grew("workingset_refault_file") as f64 / PAGES_PER_MIB,
+        swap_in_mib: grew("pswpin") as f64 / PAGES_PER_MIB,
+        swap_out_mib: grew("pswpout") as f64 / PAGES_PER_MIB,
+        inflated_mib: grew("balloon_inflate") as f64 / PAGES_PER_MIB,
+        deflated_mib: grew("balloon_deflate") as f64 / PAGES_PER_MIB,
+        agent_cpu_s: cpu(after).saturating_sub(cpu(before)) as f64 / 1e6,
+        watched_s: after.at_us.saturating_sub(before.at_us) as f64 / 1e6,
+        resident_gib_s: 0.0,
+    }
+}
+
+/// Memory held over time, GiB times seconds, from `from` on.
+#[must_use]
+pub fn held(series: &[Look], from: f64) -> (f64, f64) {
+    let mut sum = 0.0;
+    let mut span = 0.0;
+    for pair in series.windows(2).filter(|pair| pair[0].t >= from) {
+        let step = pair[1].t - pair[0].t;
+        sum += step * (pair[0].resident_mib + pair[1].resident_mib) / 2.0 / 1024.0;
+        span += step;
+    }
+    (sum, span)
+}
