@@ -9,6 +9,7 @@
 //! through the same minutes, and what counts is its ratio to `static` in the same phase of the same repetition.
 
 pub mod compare;
+pub mod report;
 pub mod results;
 pub mod stats;
 pub mod summary;

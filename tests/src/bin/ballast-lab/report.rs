@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use ballast_tests::lab::results::{self, BALLAST, STATIC};
-use ballast_tests::lab::{compare, summary};
+use ballast_tests::lab::{compare, report, summary};
 use ballast_tests::paths;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,7 +21,9 @@ impl Report {
         let summary = summary::summarise(&folder)?;
         let blocks = results::blocks(&folder)?;
         let figures = summary::figures(&summary, &summary::standings(&summary, &blocks));
+        report::write(&folder, &summary, &blocks)?;
         print!("{}", summary::table(&summary, &figures));
+        println!("\n{}", folder.join("report.html").display());
         Ok(ExitCode::SUCCESS)
     }
 }
