@@ -13,6 +13,7 @@ pub mod block;
 pub mod compare;
 pub mod experiment;
 mod journal;
+pub mod report;
 mod restrict;
 pub mod results;
 pub mod run;

@@ -5,7 +5,7 @@
 //! tens of milliseconds), which is enough for a time line. Reaction times do not need it: they compare the guest's clock
 //! with the daemon's by the round trips of their own session.
 
-use super::results::{ArmRun, DemandSeen, OrderSeen};
+use super::results::{ArmRun, DemandSeen, OrderSeen, ProbeSeen};
 use anyhow::Result;
 use ballast_host::journal::{self, Record};
 use ballast_planner::{Action, Input, Reason, ServiceMode, source_name};

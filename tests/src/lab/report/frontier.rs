@@ -1,0 +1,265 @@
+//! The picture to remember: memory saved to the right, service kept upwards, and the line that nobody is beyond.
+
+use super::labels;
+use super::theme::{self, Ink, SCALE};
+use crate::lab::results::{BALLAST, Cell, Interval};
+use crate::lab::stats;
+use anyhow::Result;
+use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, VPos};
+
+/// An arm in this picture. Both axes in percent of `static`.
+#[derive(Clone, Debug)]
+pub struct Point {
+    arm: String,
+    saved: f64,
+    kept: f64,
+    saved_ci: Option<Interval>,
+    kept_ci: Option<Interval>,
+    /// Kills and refused allocations.
+    lost: u64,
+    /// The same in single experiments, where the point is of many.
+    each: Vec<(f64, f64)>,
+}
+
+/// What was killed or refused, without counting a kill twice.
+#[must_use]
+pub fn lost(cell: &Cell) -> u64 {
+    cell.oom_kills.max(cell.killed) + cell.failed_allocations
+}
+
+/// The arms of one experiment that can be drawn: those that have both figures.
+#[must_use]
+pub fn points(cells: &[&Cell]) -> Vec<Point> {
+    let points = cells.iter().filter_map(|c| {
+        let percent = |i: &Interval| Interval { low: 100.0 * i.low, high: 100.0 * i.high };
+        let saved = |i: &Interval| Interval { low: 100.0 * (1.0 - i.high), high: 100.0 * (1.0 - i.low) };
+        Some(Point {
+            arm: c.arm.clone(),
+            saved: 100.0 * (1.0 - c.resident_ratio?),
+            kept: 100.0 * c.throughput_ratio?,
+            saved_ci: c.ci.get("resident_ratio").map(saved),
+            kept_ci: c.ci.get("throughput_ratio").map(percent),
+            lost: lost(c),
+            each: Vec::new(),
+        })
+    });
+    points.collect()
+}
+
+/// All experiments in one: the median of each arm's cells, with the cells themselves.
+#[must_use]
+pub fn over_all(experiments: &[Vec<Point>]) -> Vec<Point> {
+    let mut arms: Vec<&str> = Vec::new();
+    for point in experiments.iter().flatten() {
+        if !arms.contains(&point.arm.as_str()) {
+            arms.push(&point.arm);
+        }
+    }
+    let point = |arm: &&str| {
+        let mine: Vec<&Point> = experiments.iter().flatten().filter(|p| p.arm == *arm).collect();
+        let median = |of: fn(&Point) -> f64| stats::median(&mine.iter().map(|p| of(p)).collect::<Vec<_>>());
+        Some(Point {
+            arm: (*arm).to_owned(),
+            saved: median(|p| p.saved)?,
+            kept: median(|p| p.kept)?,
+            saved_ci: None,
+            kept_ci: None,
+            lost: mine.iter().map(|p| p.lost).sum(),
+            each: mine.iter().map(|p| (p.saved, p.kept)).collect(),
+        })
+    };
+    arms.iter().filter_map(point).collect()
+}
+
+/// Those without a kill that no other without a kill is better than in both, by memory saved.
+fn frontier(points: &[Point]) -> Vec<(f64, f64)> {
+    let clean: Vec<&Point> = points.iter().filter(|p| p.lost == 0).collect();
+    let beaten = |p: &Point| {
+        clean.iter().any(|o| (o.saved >= p.saved && o.kept > p.kept) || (o.saved > p.saved && o.kept >= p.kept))
+    };
+    let mut best: Vec<(f64, f64)> = clean.iter().filter(|p| !beaten(p)).map(|p| (p.saved, p.kept)).collect();
+    best.sort_by(|a, b| a.0.total_cmp(&b.0));
+    best
+}
+
+type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+type Root<'b> = DrawingArea<SVGBackend<'b>, Shift>;
+
+/// Draws it, of a nominal size.
+///
+/// # Errors
+/// None that a reader could cause: it is drawn into memory.
+pub fn draw(name: &str, points: &[Point], (wide, high): (i32, i32)) -> Result<String> {
+    let mut svg = String::new();
+    let mut hints = String::new();
+    {
+        let size = ((wide * SCALE) as u32, (high * SCALE) as u32);
+        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        let mut chart = axes(&root, points)?;
+        let best = frontier(points);
+        step(&mut chart, &best)?;
+        for point in points.iter().filter(|p| p.arm != BALLAST).chain(points.iter().filter(|p| p.arm == BALLAST)) {
+            mark(&mut chart, point)?;
+            let at = chart.backend_coord(&(point.saved, point.kept));
+            hints.push_str(&theme::hint(at, 9, &words(point)));
+        }
+        names(&root, &chart, points)?;
+        root.present()?;
+    }
+    let all: Vec<String> = points.iter().map(words).collect();
+    Ok(theme::finish(&svg, &format!("Memory saved against service kept, {name}. {}", all.join(". ")), &hints))
+}
+
+fn words(point: &Point) -> String {
+    let with = |value: f64, ci: Option<Interval>| match ci {
+        Some(ci) if ci.low < ci.high => format!("{value:.0} % [{:.0}, {:.0}]", ci.low, ci.high),
+        _ => format!("{value:.0} %"),
+    };
+    let lost = if point.lost == 0 { String::new() } else { format!(", {} killed or refused", point.lost) };
+    let (saved, kept) = (with(point.saved, point.saved_ci), with(point.kept, point.kept_ci));
+    format!("{}: saves {saved} of memory, keeps {kept} of throughput{lost}", point.arm)
+}
+
+fn axes<'a, 'b>(root: &'a Root<'b>, points: &[Point]) -> Result<Chart<'a, 'b>> {
+    let all = || points.iter().flat_map(|p| p.each.iter().copied().chain([(p.saved, p.kept)]));
+    let (mut right, mut low, mut left, mut top) = (20.0_f64, 80.0_f64, 0.0_f64, 104.0_f64);
+    for (saved, kept) in all() {
+        right = right.max(saved);
+        left = left.min(saved);
+        low = low.min(kept);
+        top = top.max(kept + 3.0);
+    }
+    let (left, right) = (((left - 2.0) / 5.0).floor() * 5.0, (right / 10.0 + 0.6).ceil() * 10.0);
+    let low = (((low - 6.0) / 10.0).floor() * 10.0).max(-5.0);
+    let mut chart = ChartBuilder::on(root)
+        .margin_right(8 * SCALE)
+        .margin_top(10 * SCALE)
+        .x_label_area_size(36 * SCALE)
+        .y_label_area_size(44 * SCALE)
+        .build_cartesian_2d(left..right, low..top)?;
+    let small = theme::text(11, Ink::Muted.color(), HPos::Center, VPos::Center);
+    let percent = |v: &f64| format!("{v:.0} %");
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(theme::line(Ink::Grid.color(), 10))
+        .axis_style(theme::line(Ink::Grid.color(), 10))
+        .label_style(small.clone())
+        .axis_desc_style(small)
+        .x_labels(6)
+        .y_labels(6)
+        .x_label_formatter(&percent)
+        .y_label_formatter(&percent)
+        .x_desc("memory saved, % of static")
+        .y_desc("throughput kept, % of static")
+        .draw()?;
+    Ok(chart)
+}
+
+/// Nobody without a kill is to the right of or above this line.
+fn step(chart: &mut Chart<'_, '_>, best: &[(f64, f64)]) -> Result<()> {
+    let (Some(first), Some(last)) = (best.first(), best.last()) else { return Ok(()) };
+    let mut line = vec![(chart.x_range().start, first.1)];
+    for (saved, kept) in best {
+        let before = line.last().map_or(*saved, |p| p.0);
+        line.extend([(before, *kept), (*saved, *kept)]);
+    }
+    line.push((last.0, chart.y_range().start));
+    let style = theme::line(Ink::Muted.color(), 15);
+    chart.draw_series(DashedLineSeries::new(line, 6 * SCALE as u32, 4 * SCALE as u32, style))?;
+    Ok(())
+}
+
+fn mark(chart: &mut Chart<'_, '_>, point: &Point) -> Result<()> {
+    let color = theme::arm(&point.arm);
+    let faint = ShapeStyle { color: color.mix(0.35), filled: true, stroke_width: SCALE as u32 };
+    let at = (point.saved, point.kept);
+    let (x, y) = (chart.x_range(), chart.y_range());
+    for each in &point.each {
+        chart.draw_series([PathElement::new(vec![at, *each], faint)])?;
+        chart.draw_series([Circle::new(*each, 2 * SCALE, faint)])?;
+    }
+    let bar = ShapeStyle { color: color.mix(0.6), filled: false, stroke_width: 3 };
+    if let Some(ci) = point.saved_ci {
+        let ends = vec![(ci.low.max(x.start), at.1), (ci.high.min(x.end), at.1)];
+        chart.draw_series([PathElement::new(ends, bar)])?;
+    }
+    if let Some(ci) = point.kept_ci {
+        let ends = vec![(at.0, ci.low.max(y.start)), (at.0, ci.high.min(y.end))];
+        chart.draw_series([PathElement::new(ends, bar)])?;
+    }
+    let strong = theme::line(color, 25);
+    let radius = if point.arm == BALLAST { 7 } else { 5 } * SCALE;
+    if point.lost > 0 {
+        chart.draw_series([Cross::new(at, radius, strong)])?;
+    } else {
+        chart.draw_series([Circle::new(at, radius, color.filled())])?;
+    }
+    Ok(())
+}
+
+fn names(root: &Root<'_>, chart: &Chart<'_, '_>, points: &[Point]) -> Result<()> {
+    // Ours and the reference get the best places.
+    let mut order: Vec<&Point> = points.iter().collect();
+    order.sort_by_key(|p| p.arm != BALLAST);
+    let size = |p: &&Point| if p.arm == BALLAST { 13 } else { 11 };
+    let text = |p: &&Point| if p.lost > 0 { format!("{} ✕{}", p.arm, p.lost) } else { p.arm.clone() };
+    let at: Vec<(i32, i32)> = order.iter().map(|p| chart.backend_coord(&(p.saved, p.kept))).collect();
+    let sizes: Vec<(i32, i32)> =
+        order.iter().map(|p| (theme::width(&text(p), size(p)), (size(p) + 2) * SCALE)).collect();
+    let (xs, ys) = chart.plotting_area().get_pixel_range();
+    let bars: Vec<labels::Area> = order
+        .iter()
+        .filter_map(|p| {
+            let ci = p.kept_ci?;
+            let clip = |v: f64| v.clamp(chart.y_range().start, chart.y_range().end);
+            let (x, top) = chart.backend_coord(&(p.saved, clip(ci.high)));
+            let (_, bottom) = chart.backend_coord(&(p.saved, clip(ci.low)));
+            Some((x - 3, top, x + 3, bottom))
+        })
+        .collect();
+    let places = labels::beside(&at, &sizes, (xs.start, ys.start, xs.end, ys.end), &bars);
+    for ((point, area), from) in order.iter().zip(places).zip(at) {
+        let color = theme::arm(&point.arm);
+        let middle = (area.1 + area.3) / 2;
+        let near = (from.0.clamp(area.0, area.2), from.1.clamp(area.1, area.3));
+        let far = (near.0 - from.0).abs().max((near.1 - from.1).abs()) > 20 * SCALE;
+        if far {
+            root.draw(&PathElement::new(vec![from, near], theme::line(color, 7)))?;
+        }
+        let mut style = theme::text(size(point), color, HPos::Left, VPos::Center);
+        if point.arm == BALLAST {
+            style.font = style.font.style(FontStyle::Bold);
+        }
+        root.draw(&Text::new(text(point), (area.0, middle), style))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(arm: &str, saved: f64, kept: f64, lost: u64) -> Point {
+        Point { arm: arm.to_owned(), saved, kept, saved_ci: None, kept_ci: None, lost, each: Vec::new() }
+    }
+
+    #[test]
+    fn the_frontier_is_of_those_without_kills_that_nobody_beats() {
+        let points = [
+            at("static", 0.0, 100.0, 0),
+            at("mom", 70.0, 99.0, 3),
+            at("proxmox", 30.0, 90.0, 0),
+            at("ballast", 60.0, 97.0, 0),
+            at("deflate-on-oom", 65.0, 60.0, 0),
+        ];
+        assert_eq!(frontier(&points), [(0.0, 100.0), (60.0, 97.0), (65.0, 60.0)]);
+        let all = over_all(&[points.to_vec(), vec![at("ballast", 50.0, 99.0, 0)]]);
+        assert_eq!((all.len(), all[3].saved, all[3].kept, all[1].lost), (5, 55.0, 98.0, 3));
+        let svg = draw("test", &points, (380, 300)).unwrap();
+        assert!(svg.contains("mom ✕3") && svg.contains("ballast: saves 60 % of memory, keeps 97 %"), "{svg}");
+    }
+}

@@ -1,0 +1,98 @@
+//! Names beside points, so that nobody has to look up a legend: each goes to the nearest free place.
+
+/// A rectangle: left, top, right, bottom, drawn pixels.
+pub type Area = (i32, i32, i32, i32);
+
+fn overlap(a: Area, b: Area) -> i64 {
+    let wide = (a.2.min(b.2) - a.0.max(b.0)).max(0);
+    let high = (a.3.min(b.3) - a.1.max(b.1)).max(0);
+    i64::from(wide) * i64::from(high)
+}
+
+/// Places for labels of these sizes beside these points, inside the bounds, not on top of each other or of `taken`.
+/// Where all is full the place with least overlap is taken.
+#[must_use]
+pub fn beside(points: &[(i32, i32)], sizes: &[(i32, i32)], bounds: Area, taken: &[Area]) -> Vec<Area> {
+    let mut used: Vec<Area> = taken.to_vec();
+    used.extend(points.iter().map(|(x, y)| (x - 12, y - 12, x + 12, y + 12)));
+    let mut places = Vec::new();
+    for ((x, y), (wide, high)) in points.iter().zip(sizes) {
+        let mut best: Option<(i64, Area)> = None;
+        for ring in 0..6 {
+            let gap = 16 + ring * 18;
+            let around = [
+                (x + gap, y - high / 2),
+                (x - gap - wide, y - high / 2),
+                (x + gap / 2, y - gap - high),
+                (x + gap / 2, y + gap),
+                (x - gap / 2 - wide, y - gap - high),
+                (x - gap / 2 - wide, y + gap),
+                (x - wide / 2, y - gap - high),
+                (x - wide / 2, y + gap),
+            ];
+            for (left, top) in around {
+                let area = (left, top, left + wide, top + high);
+                let inside = overlap(area, bounds);
+                let outside = i64::from(*wide) * i64::from(*high) - inside;
+                let cost = used.iter().map(|u| overlap(area, *u)).sum::<i64>() + 8 * outside;
+                if best.is_none_or(|(least, _)| cost < least) {
+                    best = Some((cost, area));
+                }
+            }
+            if best.is_some_and(|(cost, _)| cost == 0) {
+                break;
+            }
+        }
+        let area = best.map_or((*x, *y, x + wide, y + high), |(_, area)| area);
+        used.push(area);
+        places.push(area);
+    }
+    places
+}
+
+/// Heights for labels in one column, as near as can be to where they should be, at least `gap` apart, between two bounds.
+#[must_use]
+pub fn column(wanted: &[i32], gap: i32, (top, bottom): (i32, i32)) -> Vec<i32> {
+    let mut order: Vec<usize> = (0..wanted.len()).collect();
+    order.sort_by_key(|i| (wanted[*i], *i));
+    let mut placed = wanted.to_vec();
+    let mut lowest = top;
+    for &i in &order {
+        placed[i] = placed[i].max(lowest);
+        lowest = placed[i] + gap;
+    }
+    let mut highest = bottom;
+    for &i in order.iter().rev() {
+        placed[i] = placed[i].min(highest);
+        highest = placed[i] - gap;
+    }
+    placed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn labels_keep_apart(points in prop::collection::vec((100i32..900, 100i32..500), 1..8)) {
+            let sizes = vec![(120, 24); points.len()];
+            let places = beside(&points, &sizes, (0, 0, 1000, 600), &[]);
+            for (i, a) in places.iter().enumerate() {
+                prop_assert!(a.0 >= 0 && a.1 >= 0 && a.2 <= 1000 && a.3 <= 600);
+                for b in &places[..i] {
+                    prop_assert_eq!(overlap(*a, *b), 0);
+                }
+            }
+        }
+
+        #[test]
+        fn columns_keep_apart(wanted in prop::collection::vec(0i32..500, 1..12)) {
+            let mut placed = column(&wanted, 30, (0, 500));
+            placed.sort_unstable();
+            prop_assert!(placed.windows(2).all(|p| p[1] - p[0] >= 30), "{:?}", placed);
+            prop_assert!(placed.iter().all(|p| (0..=500).contains(p)));
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! How well does network bandwidth stand for what users feel? One point per phase in which the prober came by.
+
+use super::theme::{self, Ink, SCALE};
+use super::words;
+use crate::lab::results::{ArmRun, Block, Interval};
+use crate::lab::stats;
+use crate::lab::summary::experiments;
+use anyhow::Result;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, VPos};
+
+/// Nominal size.
+const SIZE: (i32, i32) = (540, 320);
+
+/// Bandwidth and request latency of one phase.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Both {
+    arm: String,
+    mbit_s: f64,
+    p99_ms: f64,
+    words: String,
+}
+
+/// What the probes of a run say about its latencies.
+#[derive(Debug)]
+pub struct Correlation {
+    /// Spearman's.
+    pub rho: f64,
+    /// 95 %, by repetition.
+    pub interval: Option<Interval>,
+    /// Phases with both.
+    pub phases: usize,
+}
+
+fn of_arm(block: &Block, arm: &ArmRun) -> Vec<Both> {
+    let both = arm.phases.iter().filter(|p| p.measured).filter_map(|phase| {
+        let latency = phase.outcome.latency.as_ref().filter(|l| l.count > 0 && l.p99_ms > 0.0)?;
+        let inside = |t: f64| t >= phase.began_s && t <= phase.began_s + phase.took_s;
+        let probes = arm.probes.iter().filter(|p| p.guest == phase.guest && inside(p.t));
+        let mbit_s = stats::mean(&probes.map(|p| p.mbit_s).collect::<Vec<_>>()).filter(|v| v.is_finite())?;
+        let p99 = words::ms(latency.p99_ms);
+        let words = format!("{}, {}, {}: {mbit_s:.0} Mbit/s, p99 {p99}", arm.arm, block.experiment, phase.label);
+        Some(Both { arm: arm.arm.clone(), mbit_s, p99_ms: latency.p99_ms, words })
+    });
+    both.collect()
+}
+
+/// By experiment, one inner vector per repetition.
+#[must_use]
+pub fn collect(blocks: &[Block]) -> Vec<(String, Vec<Vec<Both>>)> {
+    let all = experiments(blocks).into_iter().map(|e| {
+        let repetitions = e.blocks.iter().map(|b| b.arms.iter().flat_map(|a| of_arm(b, a)).collect());
+        (e.name.to_owned(), repetitions.collect::<Vec<Vec<Both>>>())
+    });
+    all.filter(|(_, r)| r.iter().any(|r| !r.is_empty())).collect()
+}
+
+/// Within one experiment: works differ in what a request is, so across experiments it would mean nothing.
+#[must_use]
+pub fn correlation(repetitions: &[Vec<Both>]) -> Option<Correlation> {
+    let pairs: Vec<Vec<(f64, f64)>> =
+        repetitions.iter().map(|r| r.iter().map(|b| (b.mbit_s, b.p99_ms)).collect()).collect();
+    let all = pairs.concat();
+    Some(Correlation {
+        rho: stats::spearman(&all)?,
+        interval: stats::interval(&pairs, stats::spearman),
+        phases: all.len(),
+    })
+}
+
+/// One sentence about it.
+#[must_use]
+pub fn in_words(correlation: Option<&Correlation>) -> String {
+    let Some(c) = correlation else { return "Too few phases have both to say whether they go together.".to_owned() };
+    let interval = c.interval.map_or(String::new(), |i| format!(" [{:.2}, {:.2}]", i.low, i.high));
+    let reading = match c.interval {
+        Some(i) if i.high < 0.0 => "bandwidth falls as latency rises: it can stand for it",
+        Some(i) if i.low > 0.0 => "bandwidth rises with latency: it does not stand for it",
+        Some(_) => "the interval contains 0: bandwidth says nothing sure about latency here",
+        None => "its interval is unknown",
+    };
+    format!("Spearman's rank correlation over {} phases is {:.2}{interval}: {reading}.", c.phases, c.rho)
+}
+
+/// Draws one experiment's.
+///
+/// # Errors
+/// None that a reader could cause: it is drawn into memory.
+pub fn draw(name: &str, repetitions: &[Vec<Both>]) -> Result<String> {
+    let all = || repetitions.iter().flatten();
+    let right = all().map(|b| b.mbit_s).fold(1.0, f64::max) * 1.05;
+    let (low, high) = all().fold((f64::MAX, 1e-6_f64), |(l, h), b| (l.min(b.p99_ms), h.max(b.p99_ms)));
+    let mut svg = String::new();
+    let mut hints = String::new();
+    {
+        let root =
+            SVGBackend::with_string(&mut svg, ((SIZE.0 * SCALE) as u32, (SIZE.1 * SCALE) as u32)).into_drawing_area();
+        let mut chart = ChartBuilder::on(&root)
+            .margin_right(10 * SCALE)
+            .margin_top(10 * SCALE)
+            .x_label_area_size(36 * SCALE)
+            .y_label_area_size(50 * SCALE)
+            .build_cartesian_2d(0.0..right, (low * 0.7..high * 1.4).log_scale())?;
+        let small = theme::text(11, Ink::Muted.color(), HPos::Center, VPos::Center);
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(theme::line(Ink::Grid.color(), 10))
+            .axis_style(theme::line(Ink::Grid.color(), 10))
+            .label_style(small.clone())
+            .axis_desc_style(small)
+            .x_labels(6)
+            .y_labels(6)
+            .x_label_formatter(&|v| format!("{v:.0}"))
+            .y_label_formatter(&|v| words::ms(*v))
+            .x_desc("iperf3, Mbit/s")
+            .y_desc("p99 request latency")
+            .draw()?;
+        for both in all() {
+            let at = (both.mbit_s, both.p99_ms);
+            chart.draw_series([Circle::new(at, 4 * SCALE, theme::arm(&both.arm).mix(0.75).filled())])?;
+            hints.push_str(&theme::hint(chart.backend_coord(&at), 6, &both.words));
+        }
+        root.present()?;
+    }
+    Ok(theme::finish(&svg, &format!("Bandwidth against p99 request latency in {name}"), &hints))
+}
