@@ -286,6 +286,8 @@ pub enum Holding {
     NoHypervisor,
     /// The agent is gone; memory is given back step by step.
     Decaying,
+    /// What was taken came back soon: until then it is left alone.
+    Returning(Micros),
 }
 
 /// Something people should know.
@@ -372,6 +374,7 @@ impl fmt::Display for Holding {
             Self::Paused => f.write_str("the VM is paused"),
             Self::NoHypervisor => f.write_str("the hypervisor cannot be reached"),
             Self::Decaying => f.write_str("the agent is gone: memory is given back step by step"),
+            Self::Returning(_) => f.write_str("left alone for a while: it was needed again soon after it was taken"),
         }
     }
 }

@@ -311,6 +311,8 @@ impl Planner {
             _ => 0,
         };
         let hurt = vm.reactive.observe(at, &new, old.as_ref());
+        let headroom = vm.reactive.headroom(vm);
+        vm.reactive.seen(at, new.free - new.watermarks.low, headroom);
         if hurt.is_some() {
             vm.service.troubled(at);
         }
@@ -437,7 +439,7 @@ impl Planner {
 
         let holding = self.propose(at, name).ok()?;
         next = next.min(self.ask_for_probe(at, name));
-        if let Holding::CoolingDown(until) | Holding::Blocked(until) = holding {
+        if let Holding::CoolingDown(until) | Holding::Blocked(until) | Holding::Returning(until) = holding {
             next = next.min(until.max(at + Micros(1)));
         }
         if holding == Holding::Reclaiming {
@@ -466,6 +468,8 @@ impl Planner {
                 if at < vm.retry {
                     return Ok(Holding::Blocked(vm.retry));
                 }
+                self.with(name, |vm| vm.reactive.needed(at, vm.aim, wish));
+                let Some(vm) = self.vms.get(name) else { return Ok(Holding::Settled) };
                 if vm.actual.is_none() || !vm.facts.balloon || !self.give(at, name, wish, reason) {
                     return Ok(Holding::NoHypervisor);
                 }
@@ -474,13 +478,13 @@ impl Planner {
             Proposal::Take(wish, reason) => match guard::taking(vm, wish, at) {
                 Err(holding) => Ok(holding),
                 Ok(target) => {
-                    let size = vm.aim - target.bytes();
+                    let (aim, size) = (vm.aim, vm.aim - target.bytes());
                     self.order(at, name, |_| Some(target), reason, false);
                     self.with(name, |vm| {
                         vm.counts.takings += 1;
                         vm.service.took();
                         if with_agent {
-                            vm.reactive.took(at, size);
+                            vm.reactive.took(at, size, aim);
                         } else {
                             vm.by_statistics.took(at);
                         }

@@ -217,3 +217,24 @@ fn a_guest_without_an_agent_keeps_its_margin() {
     assert_eq!(orders(&one.wait(Micros::secs(12))), [], "128 MiB stay");
     assert_eq!(orders(&tell(&mut one, 60)), [(MAX, Reason::Refill)]);
 }
+
+#[test]
+fn what_is_asked_back_soon_is_left_alone_for_a_while() {
+    let mut one = One::quiet();
+    one.report();
+    // Two steps are taken, then the guest asks for them again.
+    for _ in 0..2 {
+        one.idle(3);
+        let target = one.aim();
+        one.follow(target);
+    }
+    assert_eq!(one.aim(), MAX - Bytes::mib(128));
+    let began = one.now;
+    assert_eq!(orders(&one.demand(Source::Slack, Bytes::mib(128)))[0].0, MAX);
+    one.follow(MAX);
+    assert_eq!(orders(&one.idle(8)), [], "cool-down is over, the guest has much free");
+    let Holding::Returning(until) = one.holding() else { panic!("{:?}", one.holding()) };
+    assert!(until > began + Micros::secs(8) && until < began + Micros::secs(90), "{until}");
+    let waited = (until - one.now).0 / 1_000_000 + 2;
+    assert_eq!(orders(&one.idle(waited))[0].0, MAX - Bytes::mib(64), "nobody came back for it");
+}

@@ -3,6 +3,7 @@
 //! One file per law. [`Reactive`] is for guests with an agent, [`StatisticsLaw`] for guests without one.
 
 mod reactive;
+mod recurring;
 mod statistics;
 
 pub use reactive::Reactive;

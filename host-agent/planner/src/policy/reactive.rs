@@ -14,9 +14,12 @@
 //! leaves the guest's alarm for low slack meaningful at all times. What was cold shows afterwards: refaults say
 //! that it was not, and the law backs off.
 //!
+//! What is asked back soon after it was taken is left alone for a while (see [`super::recurring`]).
+//!
 //! The headroom is the law of survival: slack must outlast the loop, 2 x R x T with R the fastest growth and T the
 //! longest loop seen lately in this VM. Both are forgotten slowly.
 
+use super::recurring::Recurring;
 use super::{Policy, Proposal};
 use crate::event::{Holding, Reason, Trouble};
 use crate::fleet::{Agent, FIRST_BLOCK, LONGEST_BLOCK, Vm};
@@ -65,12 +68,14 @@ pub struct Reactive {
     turnaround: Micros,
     /// When the two were last lowered.
     forgot: Micros,
+    /// What comes back soon after it is taken.
+    recurring: Recurring,
 }
 
 impl Reactive {
     /// A VM of which nothing is known yet. It is not quiet: it has just been found.
     #[must_use]
-    pub const fn new(at: Micros) -> Self {
+    pub fn new(at: Micros) -> Self {
         Self {
             unquiet: at,
             cache_grew: at,
@@ -81,6 +86,7 @@ impl Reactive {
             rate: Bytes::ZERO,
             turnaround: FIRST_LOOP,
             forgot: at,
+            recurring: Recurring::default(),
         }
     }
 
@@ -109,9 +115,22 @@ impl Reactive {
         self.block_cache(at);
     }
 
-    /// So much was taken.
-    pub fn took(&mut self, at: Micros, size: Bytes) {
+    /// So much was taken from a guest that had been told to keep `aim`.
+    pub fn took(&mut self, at: Micros, size: Bytes, aim: Bytes) {
         self.taken = Some((at, size));
+        self.recurring.took(self.unquiet, aim);
+    }
+
+    /// A guest that has been told to keep `aim` needs `wish`.
+    pub fn needed(&mut self, at: Micros, aim: Bytes, wish: Bytes) {
+        self.recurring.needed(at, aim, wish);
+    }
+
+    /// The guest uses what is kept because its need returns.
+    pub fn seen(&mut self, at: Micros, slack: Bytes, headroom: Bytes) {
+        if self.recurring.seen(at, slack, headroom) {
+            self.unquiet = at;
+        }
     }
 
     /// A reclaim was sent.
@@ -240,8 +259,13 @@ impl Policy for Reactive {
             return Proposal::Take(vm.aim - step, Reason::Settings);
         }
         let spare = slack - headroom;
+        let kept = match self.recurring.level(at) {
+            Some((level, until)) if vm.aim < level + DEAD_BAND => return Proposal::Hold(Holding::Returning(until)),
+            Some((level, _)) => vm.aim - level,
+            None => Bytes::MAX,
+        };
         if spare >= DEAD_BAND {
-            let step = spare.min(vm.settings.step).round_down(Bytes::mib(1));
+            let step = spare.min(vm.settings.step).min(kept).round_down(Bytes::mib(1));
             return Proposal::Take(vm.aim - step, Reason::Spare(spare));
         }
         if vm.aim <= vm.guaranteed() {

@@ -17,17 +17,7 @@ pub struct Report {
 impl Report {
     /// Runs it. Status 0 whatever the figures are: the table says which were reached.
     pub fn run(&self) -> Result<ExitCode> {
-<<<<<<< HEAD
         make(&self.folder.clone().unwrap_or_else(|| paths::target().join("lab")))?;
-=======
-        let folder = self.folder.clone().unwrap_or_else(|| paths::target().join("lab"));
-        let summary = summary::summarise(&folder)?;
-        let blocks = results::blocks(&folder)?;
-        let figures = summary::figures(&summary, &summary::standings(&summary, &blocks));
-        report::write(&folder, &summary, &blocks)?;
-        print!("{}", summary::table(&summary, &figures));
-        println!("\n{}", folder.join("report.html").display());
->>>>>>> report
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -37,7 +27,9 @@ pub fn make(folder: &Path) -> Result<()> {
     let summary = summary::summarise(folder)?;
     let blocks = results::blocks(folder)?;
     let figures = summary::figures(&summary, &summary::standings(&summary, &blocks));
+    report::write(folder, &summary, &blocks)?;
     print!("{}", summary::table(&summary, &figures));
+    println!("\n{}", folder.join("report.html").display());
     Ok(())
 }
 
