@@ -6,14 +6,31 @@
 use crate::clock::Clock;
 use crate::daemon::Event;
 use crate::hypervisor::{self, Hypervisor};
-use ballast_planner::{BalloonTarget, Input, Statistics, VmName};
+use ballast_planner::{BalloonTarget, Input, LawName, Statistics, VmName};
 use ballast_protocol::{Bytes, Micros};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, sleep_until};
 
-/// Balloon statistics of a VM without an agent. QEMU's guests answer in a second; every five is what the law needs.
-const STATISTICS: Duration = Duration::from_secs(5);
+/// Which VMs' balloon statistics are read, and how often.
+#[derive(Clone, Copy, Debug)]
+pub struct Polling {
+    every: Duration,
+    /// Also of VMs with an agent.
+    always: bool,
+}
+
+impl Polling {
+    /// What a law needs. Ours looks at VMs without an agent every five seconds. The others have nothing else, from any
+    /// VM; two seconds are the shortest of their published rounds, and QEMU's guests answer in one.
+    #[must_use]
+    pub const fn under(law: LawName) -> Self {
+        match law {
+            LawName::Ballast => Self { every: Duration::from_secs(5), always: false },
+            _ => Self { every: Duration::from_secs(2), always: true },
+        }
+    }
+}
 
 /// What an actuator is told.
 #[derive(Debug)]
@@ -40,13 +57,14 @@ pub async fn run(
     mut commands: mpsc::UnboundedReceiver<Command>,
     events: mpsc::Sender<Event>,
     clock: Clock,
+    polling: Polling,
 ) {
     let mut state = Actuator { vm, hypervisor, events, clock, told: None, reachable: true };
     let mut every = Duration::from_secs(1);
     let mut next_look = Instant::now() + every;
     let mut next_statistics = Some(Instant::now());
     loop {
-        let statistics_at = next_statistics.unwrap_or_else(|| Instant::now() + STATISTICS);
+        let statistics_at = next_statistics.unwrap_or_else(|| Instant::now() + polling.every);
         tokio::select! {
             biased;
             command = commands.recv() => {
@@ -61,7 +79,7 @@ pub async fn run(
                             every = interval.duration();
                             next_look = next_look.min(Instant::now() + every);
                         }
-                        Some(Command::Agent(alive)) => next_statistics = (!alive).then(Instant::now),
+                        Some(Command::Agent(alive)) => next_statistics = (!alive || polling.always).then(Instant::now),
                     }
                     match commands.try_recv() {
                         Ok(more) => next = Some(more),
@@ -83,7 +101,7 @@ pub async fn run(
             }
             () = sleep_until(statistics_at), if next_statistics.is_some() => {
                 state.statistics().await;
-                next_statistics = Some(Instant::now() + STATISTICS);
+                next_statistics = Some(Instant::now() + polling.every);
             }
         }
     }

@@ -7,11 +7,12 @@
 //! in `ballast-host.example.toml`, which a test parses.
 
 mod check;
+mod law;
 mod probing;
 mod raw;
 
 use crate::prober;
-use ballast_planner::{VmName, VmSettings};
+use ballast_planner::{LawSettings, VmName, VmSettings};
 use ballast_protocol::Bytes;
 use std::fmt;
 use std::net::SocketAddr;
@@ -30,6 +31,10 @@ pub struct Config {
     pub libvirt: Option<Libvirt>,
     /// The prober.
     pub prober: prober::Settings,
+    /// What the host counts as having, all VMs together; `None`: what its kernel says.
+    pub budget: Option<Bytes>,
+    /// The law that rules.
+    pub law: LawSettings,
     /// For VMs that libvirt knows and this file does not name.
     pub defaults: VmSettings,
     /// The VMs this file names, in its order.

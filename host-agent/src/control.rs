@@ -9,7 +9,7 @@ use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, routing::get};
-use ballast_planner::{VmName, VmStatus};
+use ballast_planner::{HostMemory, LawName, VmName, VmStatus};
 use ballast_protocol::Micros;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
@@ -30,6 +30,10 @@ pub struct Status {
     pub up: Micros,
     /// Its configuration.
     pub config: PathBuf,
+    /// The law that rules.
+    pub law: LawName,
+    /// The host's memory, if that law looks at it.
+    pub host: Option<HostMemory>,
     /// Its journal, if it keeps one.
     pub journal: Option<PathBuf>,
     /// Its hypervisors.
@@ -66,6 +70,8 @@ pub struct Waiting {
 pub struct Explained {
     /// As it stands.
     pub status: VmStatus,
+    /// The law that rules.
+    pub law: LawName,
     /// The daemon's clock.
     pub now: Micros,
     /// How it goes with its probes; `None`: there was none.

@@ -14,19 +14,21 @@
 mod discover;
 mod dispatch;
 
-use crate::actuator::{self, Command};
+use crate::actuator::{self, Command, Polling};
 use crate::clock::Clock;
 use crate::config::{Config, OnExit};
 use crate::control;
+use crate::host_memory;
 use crate::hypervisor;
 use crate::journal::{Journal, JournalError, Record};
 use crate::prober::{self, ProbeStatus, Prober, Target};
 use crate::session::{self, Admission, Opening};
 use crate::transport::{Listener, Peer, Stream};
-use ballast_planner::{Input, Planner, VmName, VmStatus};
+use ballast_planner::{Input, LawSettings, Planner, VmName, VmStatus};
 use ballast_protocol::{Answer, GuestMessage, Hello, HostMessage, Micros, Refusal, Shortfall, Verdict};
 pub use discover::{Backend, backends};
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, sleep_until, timeout};
@@ -149,6 +151,8 @@ pub struct Daemon {
     prober: mpsc::UnboundedSender<prober::Command>,
     probing: JoinHandle<()>,
     probed: BTreeMap<VmName, ProbeStatus>,
+    /// Whether the host's memory could be read last time: a failure is told once.
+    host_read: bool,
 }
 
 impl std::fmt::Debug for Daemon {
@@ -195,6 +199,7 @@ impl Daemon {
             prober,
             probing,
             probed: BTreeMap::new(),
+            host_read: true,
         })
     }
 
@@ -202,9 +207,17 @@ impl Daemon {
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         tracing::info!(
             vms = self.config.vms.len(),
+            law = %self.config.law.name(),
             control = %self.config.daemon.control_socket.display(),
             "ballast-host runs"
         );
+        let (law, budget) = (self.config.law.clone(), self.config.budget);
+        // Before any VM: nothing is decided by one law and undone by another.
+        if law != LawSettings::Ballast || budget.is_some() {
+            self.input(Input::Law { law: law.clone(), budget });
+        }
+        let reads_host = law.name().needs_host() && budget.is_none();
+        let mut next_host = tokio::time::Instant::now();
         self.rediscover();
         tokio::pin!(stop);
         let mut next_discovery = tokio::time::Instant::now() + discover::EVERY;
@@ -225,6 +238,10 @@ impl Daemon {
                 },
                 (peer, stream) = self.listener.accept() => self.connected(peer, stream),
                 () = sleep_until(wake), if deadline.is_some() => self.input(Input::Wake),
+                () = sleep_until(next_host), if reads_host => {
+                    next_host = tokio::time::Instant::now() + host_memory::EVERY;
+                    self.read_host();
+                }
                 () = sleep_until(next_discovery) => {
                     next_discovery = tokio::time::Instant::now() + discover::EVERY;
                     self.rediscover();
@@ -273,6 +290,21 @@ impl Daemon {
         }
         while let Some(action) = self.planner.poll_action() {
             self.dispatch(at, action);
+        }
+    }
+
+    fn read_host(&mut self) {
+        match host_memory::read(Path::new("/proc")) {
+            Ok(host) => {
+                self.host_read = true;
+                self.input(Input::Host(host));
+            }
+            Err(error) => {
+                if std::mem::replace(&mut self.host_read, false) {
+                    let (error, law) = (crate::chain(&error), self.planner.law());
+                    tracing::warn!(%error, %law, "the host's memory cannot be read: its law holds still");
+                }
+            }
         }
     }
 
@@ -364,6 +396,8 @@ impl Daemon {
                     pid: std::process::id(),
                     up: now,
                     config: self.config.file.clone(),
+                    law: self.planner.law(),
+                    host: self.planner.host_memory(now),
                     journal: self.config.journal.enabled.then(|| self.config.journal.path.clone()),
                     hypervisors,
                     vms,
@@ -375,6 +409,7 @@ impl Daemon {
             control::Query::Explain(vm, reply) => {
                 let explained = self.planner.vm(&vm).map(|v| control::Explained {
                     status: VmStatus::of(&vm, v, now),
+                    law: self.planner.law(),
                     now,
                     probe: self.probed.get(&vm).cloned(),
                     decisions: self.remembered.get(&vm).map(|d| d.iter().cloned().collect()).unwrap_or_default(),
@@ -437,6 +472,7 @@ fn manage(daemon: &Daemon, backend: usize, facts: hypervisor::VmFacts) -> Manage
     let (commands, queue) = mpsc::unbounded_channel();
     let hypervisor = daemon.backends[backend].hypervisor();
     let name = facts.name.clone();
-    let task = tokio::spawn(actuator::run(name, hypervisor, queue, daemon.events.clone(), daemon.clock));
+    let polling = Polling::under(daemon.config.law.name());
+    let task = tokio::spawn(actuator::run(name, hypervisor, queue, daemon.events.clone(), daemon.clock, polling));
     Managed { backend, facts, commands, task }
 }

@@ -15,6 +15,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod doctor;
+pub mod host_memory;
 pub mod hypervisor;
 pub mod journal;
 pub mod prober;

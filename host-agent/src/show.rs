@@ -25,6 +25,11 @@ fn mib(size: Option<Bytes>) -> Cell {
 #[must_use]
 pub fn status(status: &Status) -> String {
     let mut out = format!("ballast-host {} up {} (pid {})\n", status.version, status.up, status.pid);
+    let _ = write!(out, "  law {}", status.law);
+    let _ = match &status.host {
+        Some(host) => writeln!(out, ": {} of {} are available on the host", host.available, host.total),
+        None => writeln!(out),
+    };
     for hypervisor in &status.hypervisors {
         let state = hypervisor.error.as_ref().map_or_else(|| "ok".to_owned(), |e| format!("NO ANSWER: {e}"));
         let _ = writeln!(out, "  {}: {state}", hypervisor.name);
@@ -119,6 +124,7 @@ pub fn explain(explained: &Explained) -> String {
     let text = |size: Option<Bytes>| size.map_or_else(|| "not known".to_owned(), |s| s.to_string());
     let yes = |b: bool| if b { "yes" } else { "NO" }.to_owned();
     for (what, value) in [
+        ("the law that rules", explained.law.to_string()),
         ("keeps, by the hypervisor", text(vm.actual)),
         ("available, by the guest", text(vm.available)),
         ("slack: free above the low watermark", text(vm.slack)),

@@ -34,6 +34,7 @@ impl Planner {
 
     /// The hypervisor says what the VM keeps.
     pub(crate) fn balloon(&mut self, at: Micros, name: &VmName, actual: Bytes) {
+        let is_ruled = self.is_ruled();
         let Some(vm) = self.vms.get_mut(name) else { return };
         let believed = vm.believes(actual);
         if vm.actual.is_none() {
@@ -59,6 +60,8 @@ impl Planner {
                 // A guest that lets go while it is to give needs help now, not when patience ends.
                 actual - most
             }
+            // An order that was left standing may never be reached: only what grows has let go.
+            None if is_ruled => actual - before.max(vm.aim),
             None => actual - vm.aim,
         };
         if by_itself > SELF_DEFLATION {
@@ -67,6 +70,9 @@ impl Planner {
             vm.block(at);
             let wish = actual + vm.reactive.headroom(vm);
             self.notice(name, Notice::SelfDeflated(by_itself));
+            if is_ruled {
+                return self.watch(name);
+            }
             // Otherwise the guest's driver would fight for the old target as soon as it can.
             self.give(at, name, wish, Reason::SelfDeflated);
         }
@@ -90,11 +96,15 @@ impl Planner {
 
     /// A guest did not do what it was told within any reasonable time.
     pub(crate) fn stalled(&mut self, at: Micros, name: &VmName) {
+        let is_ruled = self.is_ruled();
         let Some(vm) = self.vms.get_mut(name) else { return };
         let Some(order) = vm.order.take() else { return };
         let actual = vm.kept();
         vm.settled = at;
-        if !order.is_taking() {
+        if is_ruled && order.is_taking() {
+            vm.counts.stalled += 1;
+        }
+        if is_ruled || !order.is_taking() {
             // Nobody waits for it any more, but the target stands: the guest may take what it was given.
             self.watch(name);
             return;

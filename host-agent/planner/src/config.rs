@@ -26,6 +26,10 @@ pub struct VmSettings {
     /// Take even from a VM whose balloon does not deflate when the guest runs out of memory. There a large
     /// allocation is refused at once, before any agent can help (7 of 7 measured), so the default is no.
     pub allow_without_deflate_on_oom: bool,
+    /// Its weight under the law `proxmox`, whose default this is; 0: that law leaves it alone.
+    pub shares: u32,
+    /// What it keeps under the law `fixed`; `None`: all it may have.
+    pub fixed_size: Option<Bytes>,
 }
 
 impl Default for VmSettings {
@@ -38,6 +42,8 @@ impl Default for VmSettings {
             cool_down: Micros::secs(2),
             exempt: false,
             allow_without_deflate_on_oom: false,
+            shares: 1000,
+            fixed_size: None,
         }
     }
 }

@@ -23,6 +23,7 @@ impl Planner {
     }
 
     fn judge_demand(&mut self, at: Micros, name: &VmName, demand: &Demand) -> Verdict {
+        let is_ruled = self.is_ruled();
         let Some(vm) = self.vms.get_mut(name) else { return Verdict::Refused(Shortfall::NoBalloon) };
         *vm.counts.demands.entry(demand.source).or_default() += 1;
         let low = match (&vm.telemetry, &vm.agent) {
@@ -32,6 +33,11 @@ impl Planner {
         vm.reactive.demanded(at, demand, low);
         if !vm.facts.balloon || vm.actual.is_none() {
             return Verdict::Refused(Shortfall::NoBalloon);
+        }
+        if is_ruled {
+            // That law hears no demands. The guest is told so, instead of waiting for memory that does not come.
+            let why = if vm.kept() >= vm.max() { Shortfall::AtMaximum } else { Shortfall::Held };
+            return Verdict::Refused(why);
         }
         let had = vm.kept_at(demand.ballooned).min(vm.max());
         let wish = (had + demand.size).min(vm.max());

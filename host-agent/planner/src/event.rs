@@ -2,6 +2,8 @@
 
 use crate::config::VmSettings;
 use crate::guard::BalloonTarget;
+use crate::policy::{LawName, LawSettings};
+use crate::ratio::Ratio;
 use crate::service::{ProbeWhy, ServiceSample};
 use ballast_protocol::{Bytes, GuestMessage, Micros, Shortfall, Source, Verdict};
 use serde::{Deserialize, Serialize};
@@ -52,6 +54,17 @@ pub struct Statistics {
     pub swap_in: Option<Bytes>,
     /// How long ago the guest reported them.
     pub age: Micros,
+}
+
+/// The host's own memory, by its kernel or by a configured budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostMemory {
+    /// All of it.
+    pub total: Bytes,
+    /// What could be had without swapping.
+    pub available: Bytes,
+    /// The part of the last ten seconds in which somebody on the host waited for memory; `None`: not known.
+    pub psi_some_avg10: Option<Ratio>,
 }
 
 /// Something happened.
@@ -139,6 +152,15 @@ pub enum Input {
         /// Which.
         vm: VmName,
     },
+    /// The operator chose a law, or changed its settings. What is under way goes on; the new law begins from nothing.
+    Law {
+        /// Which.
+        law: LawSettings,
+        /// What the host counts as having, when that is not what its kernel says.
+        budget: Option<Bytes>,
+    },
+    /// The host's memory.
+    Host(HostMemory),
     /// [`crate::Planner::deadline`] has come.
     Wake,
 }
@@ -234,6 +256,13 @@ pub enum Reason {
     Release,
     /// The VM was reset: its new kernel's driver would otherwise inflate to the old kernel's target.
     Rebooted,
+    /// A law for all VMs at once says so.
+    Law {
+        /// Which.
+        law: LawName,
+        /// With the figures that led to it.
+        why: String,
+    },
 }
 
 /// What hurts a guest, in the order of how bad it is.
@@ -288,6 +317,8 @@ pub enum Holding {
     Decaying,
     /// What was taken came back soon: until then it is left alone.
     Returning(Micros),
+    /// Another law than ours decides.
+    Ruled(LawName),
 }
 
 /// Something people should know.
@@ -352,6 +383,7 @@ impl fmt::Display for Reason {
             Self::Settings => f.write_str("the settings changed"),
             Self::Release => f.write_str("the daemon stops"),
             Self::Rebooted => f.write_str("the VM was reset"),
+            Self::Law { law, why } => write!(f, "law {law}: {why}"),
         }
     }
 }
@@ -375,6 +407,8 @@ impl fmt::Display for Holding {
             Self::NoHypervisor => f.write_str("the hypervisor cannot be reached"),
             Self::Decaying => f.write_str("the agent is gone: memory is given back step by step"),
             Self::Returning(_) => f.write_str("left alone for a while: it was needed again soon after it was taken"),
+            Self::Ruled(LawName::Static) => f.write_str("the law is `static`: nothing is moved"),
+            Self::Ruled(law) => write!(f, "the law `{law}` decides, in rounds"),
         }
     }
 }
@@ -423,7 +457,7 @@ pub const fn shortfall_text(why: Shortfall) -> &'static str {
         Shortfall::AtMaximum => "the VM has its maximum",
         Shortfall::HostShort => "the host has no more",
         Shortfall::NoBalloon => "no balloon, or the hypervisor cannot be reached",
-        Shortfall::Held => "held by an operator",
+        Shortfall::Held => "held by an operator, or by a law that hears no demands",
         Shortfall::Distrusted => "the guest's reports are not believed",
     }
 }

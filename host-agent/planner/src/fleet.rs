@@ -110,7 +110,7 @@ pub struct Counts {
     pub given: Bytes,
     /// Takings undone because they hurt.
     pub undone: u64,
-    /// Takings undone because the guest could not follow.
+    /// Takings that the guest could not follow; our own law undoes them.
     pub stalled: u64,
     /// Times that the balloon let go by itself: each is a failure of ours.
     pub self_deflated: u64,

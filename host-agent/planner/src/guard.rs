@@ -10,7 +10,7 @@ use crate::fleet::{Agent, Vm};
 use ballast_protocol::{Bytes, Micros};
 use serde::{Deserialize, Serialize};
 
-/// What a guest is to keep. Made by [`giving`] and [`taking`] only, and by reading a journal.
+/// What a guest is to keep. Made by [`giving`], [`taking`] and [`by_law`] only, and by reading a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BalloonTarget(Bytes);
@@ -104,6 +104,46 @@ pub fn may_take(vm: &Vm, at: Micros) -> Result<(), Holding> {
             if fresh { Ok(()) } else { Err(Holding::Stale) }
         }
     }
+}
+
+/// Whether a law for all VMs at once may move this VM.
+///
+/// # Errors
+/// Why not.
+pub fn may_move(vm: &Vm) -> Result<(), Holding> {
+    if vm.settings.exempt || vm.released {
+        return Err(Holding::Exempt);
+    }
+    if !vm.facts.balloon {
+        return Err(Holding::NoBalloon);
+    }
+    if !vm.facts.running {
+        return Err(Holding::Paused);
+    }
+    if vm.actual.is_none() {
+        return Err(Holding::NoHypervisor);
+    }
+    if !deflates_on_oom(vm) && !vm.settings.allow_without_deflate_on_oom {
+        return Err(Holding::NoDeflateOnOom);
+    }
+    Ok(())
+}
+
+/// What a law for all VMs at once wants, within the bounds that hold for every law: minimum, leases, maximum, and
+/// nothing taken on stale statistics (P3). Such a law knows no guest's floor, and may order anew at any time.
+///
+/// # Errors
+/// Why not.
+pub fn by_law(vm: &Vm, wish: Bytes, at: Micros) -> Result<BalloonTarget, Holding> {
+    may_move(vm)?;
+    let target = wish.max(vm.guaranteed()).min(vm.max());
+    if target < vm.aim && !has_fresh_statistics(vm, at) { Err(Holding::Stale) } else { Ok(BalloonTarget(target)) }
+}
+
+/// Whether the balloon driver has said something lately.
+#[must_use]
+pub fn has_fresh_statistics(vm: &Vm, at: Micros) -> bool {
+    vm.statistics.is_some_and(|s| (at - s.at) + s.what.age <= FRESH_STATISTICS)
 }
 
 /// Whether it is known that the balloon does not let go when the guest runs out.

@@ -20,21 +20,27 @@ mod event;
 mod fleet;
 mod guard;
 mod policy;
+mod ratio;
+mod rule;
 mod service;
 mod status;
 mod trust;
 
 pub use config::VmSettings;
 pub use event::{
-    Action, Facts, Holding, Input, Notice, Reason, Statistics, Trouble, VmName, shortfall_text, source_name,
+    Action, Facts, Holding, HostMemory, Input, Notice, Reason, Statistics, Trouble, VmName, shortfall_text, source_name,
 };
 pub use fleet::{Agent, Counts, Leftover, Order, Stamped, Vm};
 pub use guard::BalloonTarget;
+pub use policy::{
+    DrsSettings, HeadroomSettings, LawName, LawSettings, MomSettings, ProxmoxSettings, ThresholdSettings,
+};
+pub use ratio::{ParseRatioError, Ratio};
 pub use service::{ProbeWhy, Service, ServiceMode, ServiceSample, ServiceStatus};
 pub use status::VmStatus;
 
 use ballast_protocol::{Bytes, GuestMessage, Hello, Micros, Telemetry};
-use policy::{Policy, Proposal, StatisticsLaw};
+use policy::{Law, Policy, Proposal, StatisticsLaw};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use trust::Verdict as Judgement;
@@ -75,6 +81,16 @@ pub struct Planner {
     due_of: BTreeMap<VmName, Micros>,
     orders: u64,
     reclaims: u64,
+    #[serde(default)]
+    law: Law,
+    /// When the law has its next round, if it has rounds.
+    #[serde(default)]
+    next_round: Option<Micros>,
+    #[serde(default)]
+    budget: Option<Bytes>,
+    /// What the host's kernel says.
+    #[serde(default)]
+    host: Option<Stamped<HostMemory>>,
     #[serde(skip)]
     actions: VecDeque<Action>,
 }
@@ -94,7 +110,8 @@ impl Planner {
     /// When to call with [`Input::Wake`] if nothing happens before.
     #[must_use]
     pub fn deadline(&self) -> Option<Micros> {
-        self.due.first().map(|(at, _)| *at)
+        let vm = self.due.first().map(|(at, _)| *at);
+        vm.into_iter().chain(self.next_round).min()
     }
 
     /// All VMs, by name.
@@ -113,6 +130,8 @@ impl Planner {
     pub fn handle(&mut self, at: Micros, input: Input) {
         let vm = match input {
             Input::Wake => return self.wake(at),
+            Input::Law { law, budget } => return self.choose(at, law, budget),
+            Input::Host(host) => return self.host(at, host),
             Input::Vm { vm, facts, settings } => {
                 self.appeared(at, &vm, facts, settings);
                 vm
@@ -182,6 +201,9 @@ impl Planner {
             self.schedule(&vm, None);
             self.decide(at, &vm);
         }
+        if self.next_round.is_some_and(|due| due <= at) {
+            self.rule(at);
+        }
     }
 
     fn schedule(&mut self, vm: &VmName, at: Option<Micros>) {
@@ -201,6 +223,7 @@ impl Planner {
     /// A VM is there, or is described anew.
     fn appeared(&mut self, at: Micros, name: &VmName, facts: Facts, settings: VmSettings) {
         let actual = facts.actual;
+        let is_ruled = self.is_ruled();
         match self.vms.get_mut(name) {
             Some(vm) => {
                 let settings_changed = vm.settings != settings;
@@ -209,6 +232,7 @@ impl Planner {
                 let resized = vm.facts.max != facts.max && vm.order.is_none();
                 let known_deflate = vm.facts.deflate_on_oom;
                 vm.settings = settings;
+                let below_minimum = vm.aim < vm.guaranteed();
                 let ran = vm.facts.running;
                 vm.facts = Facts { deflate_on_oom: facts.deflate_on_oom.or(known_deflate), running: ran, ..facts };
                 if running != ran {
@@ -218,7 +242,7 @@ impl Planner {
                     vm.actual = None;
                 }
                 self.balloon(at, name, actual);
-                if settings_changed {
+                if settings_changed && (below_minimum || !is_ruled) {
                     self.give(at, name, Bytes::ZERO, Reason::Settings);
                 }
             }
@@ -287,6 +311,7 @@ impl Planner {
     }
 
     fn telemetry(&mut self, at: Micros, name: &VmName, new: Telemetry) {
+        let is_ruled = self.is_ruled();
         let Some(vm) = self.vms.get_mut(name) else { return };
         let at_rest = vm.order.is_none() && at >= vm.settled + AT_REST && vm.leftover == Leftover::None;
         let was_trusted = vm.trust.is_trusted();
@@ -325,8 +350,11 @@ impl Planner {
             vm.counts.oom_kills = vm.counts.oom_kills.saturating_add(killed);
             vm.block(at);
             self.notice(name, Notice::OomKills(killed));
-            self.give(at, name, Bytes::MAX, Reason::Killed);
-        } else if let Some((trouble, blamed)) = hurt
+            if !is_ruled {
+                self.give(at, name, Bytes::MAX, Reason::Killed);
+            }
+        } else if !is_ruled
+            && let Some((trouble, blamed)) = hurt
             && blamed > Bytes::ZERO
         {
             vm.counts.undone += 1;
@@ -373,6 +401,7 @@ impl Planner {
 
     /// One look at a VM. `None`: something changed, look again; otherwise when to look again.
     fn round(&mut self, at: Micros, name: &VmName) -> Option<Micros> {
+        let law = self.law.name();
         let Some(vm) = self.vms.get_mut(name) else { return Some(Micros::MAX) };
         let mut next = Micros::MAX;
 
@@ -400,7 +429,9 @@ impl Planner {
 
         if let Agent::Lost { next: due, hello, .. } = &mut vm.agent {
             let silent = hello.is_some();
-            if vm.aim >= vm.facts.max.min(vm.settings.max) || !vm.facts.balloon {
+            // Under another law nothing is given to it, and nothing is owed.
+            let all_given = vm.aim >= vm.facts.max.min(vm.settings.max) || law != LawName::Ballast;
+            if all_given || !vm.facts.balloon {
                 // All is given back: from here on it is a VM without an agent, unless its session still lives.
                 if !silent {
                     vm.agent = Agent::Never;
@@ -427,7 +458,10 @@ impl Planner {
         }
         let vm = self.vms.get(name)?;
 
-        let unwanted = vm.released || vm.settings.exempt || (missing && !vm.settings.allow_without_deflate_on_oom);
+        // A law that looks at all VMs would never think of one that it may not take from.
+        let missing = missing || (law != LawName::Ballast && !guard::deflates_on_oom(vm));
+        let left_alone = vm.settings.exempt || (missing && !vm.settings.allow_without_deflate_on_oom);
+        let unwanted = vm.released || (left_alone && law != LawName::Static);
         if unwanted && vm.facts.balloon && vm.aim < vm.max() && vm.actual.is_some() {
             if at >= vm.retry {
                 let reason = if vm.released { Reason::Release } else { Reason::Exempt };
@@ -451,7 +485,15 @@ impl Planner {
 
     /// Asks the law, and has the guard judge. `Err`: an order was given.
     fn propose(&mut self, at: Micros, name: &VmName) -> Result<Holding, ()> {
+        let law = self.law.name();
         let Some(vm) = self.vms.get(name) else { return Ok(Holding::Settled) };
+        if law != LawName::Ballast {
+            return Ok(match guard::may_move(vm) {
+                Err(why) => why,
+                Ok(()) if vm.order.is_some() => Holding::Moving,
+                Ok(()) => Holding::Ruled(law),
+            });
+        }
         let with_agent = matches!(vm.agent, Agent::Alive { .. });
         let proposal = match vm.agent {
             Agent::Alive { .. } => vm.reactive.propose(vm, at),

@@ -363,7 +363,10 @@ impl Planner {
             Finding::Well => self.notice(name, Notice::ServiceWell),
             Finding::Short { percent } => {
                 self.notice(name, Notice::ServiceShort { percent });
-                self.short_of_service(at, name);
+                // Another law knows nothing of services.
+                if !self.is_ruled() {
+                    self.short_of_service(at, name);
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! From the file's text to a configuration that can be used: defaults, and what no single field can know.
 
-use super::{Address, Config, ConfigError, Daemon, Journal, Libvirt, Source, Vm, probing, raw};
+use super::{Address, Config, ConfigError, Daemon, Journal, Libvirt, Source, Vm, law, probing, raw};
 use ballast_planner::{VmName, VmSettings};
 use ballast_protocol::{Bytes, DEFAULT_PORT};
 use std::collections::BTreeMap;
@@ -16,6 +16,8 @@ const URI: &str = "qemu:///system";
 const JOURNAL_SIZE: Bytes = Bytes::mib(256);
 /// Below it a journal is rewritten all the time.
 const LEAST_JOURNAL: Bytes = Bytes::mib(1);
+/// Below it there is no guest to share it.
+const LEAST_BUDGET: Bytes = Bytes::mib(16);
 /// `sun_path` holds 108 bytes with the closing zero (unix(7)).
 const LONGEST_SOCKET: usize = 107;
 /// Names end in logs, metrics and file names.
@@ -38,6 +40,12 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
     let journal = journal(source, &raw.journal, &state_dir)?;
     let libvirt = libvirt(source, raw.libvirt.as_ref())?;
     let prober = probing::settings(source, &raw.prober)?;
+    let budget = raw.host.budget.as_ref().map(|b| b.get_ref().0);
+    if let Some(given) = raw.host.budget.as_ref().filter(|b| b.get_ref().0 < LEAST_BUDGET) {
+        let problem = format!("budget {} is too little; at least {LEAST_BUDGET}", given.get_ref().0);
+        return Err(source.error(given.span().start, problem));
+    }
+    let law = law::check(source, &raw.law)?;
     let defaults = settings(source, &raw.defaults, VmSettings::default())?;
 
     let mut taken = Taken { source, seen: BTreeMap::new() };
@@ -64,6 +72,8 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
         journal,
         libvirt,
         prober,
+        budget,
+        law,
         defaults,
         vms,
     })
@@ -171,6 +181,8 @@ fn settings(source: &Source<'_>, raw: &raw::Settings, mut into: VmSettings) -> R
     }
     into.exempt = raw.exempt.unwrap_or(into.exempt);
     into.allow_without_deflate_on_oom = raw.allow_without_deflate_on_oom.unwrap_or(into.allow_without_deflate_on_oom);
+    into.shares = raw.shares.unwrap_or(into.shares);
+    into.fixed_size = raw.fixed_size.as_ref().map(|s| s.get_ref().0).or(into.fixed_size);
 
     if let Some(at) = raw.step.as_ref().filter(|_| into.step < Bytes::mib(1)) {
         return Err(source.error(at.span().start, format!("step {} is too small; the balloon moves by MiB", into.step)));
@@ -179,6 +191,12 @@ fn settings(source: &Source<'_>, raw: &raw::Settings, mut into: VmSettings) -> R
         && let Some(at) = raw.min.as_ref().or(raw.max.as_ref())
     {
         let problem = format!("min {} is above max {}; lower min or raise max", into.min, into.max);
+        return Err(source.error(at.span().start, problem));
+    }
+    if let Some(size) = into.fixed_size.filter(|size| !(into.min..=into.max).contains(size))
+        && let Some(at) = raw.fixed_size.as_ref().or(raw.min.as_ref()).or(raw.max.as_ref())
+    {
+        let problem = format!("fixed-size {size} is not between min {} and max {}", into.min, into.max);
         return Err(source.error(at.span().start, problem));
     }
     Ok(into)

@@ -1,6 +1,7 @@
 //! The file as it is written: every field optional, every value with its place.
 
-use super::OnExit;
+use super::{OnExit, law};
+use ballast_planner::Ratio;
 use ballast_protocol::{Bytes, Micros};
 use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
@@ -16,6 +17,8 @@ pub(super) struct Root {
     pub journal: Journal,
     pub libvirt: Option<Libvirt>,
     pub prober: Prober,
+    pub host: Host,
+    pub law: law::Law,
     pub defaults: Settings,
     pub vm: Vec<Spanned<Vm>>,
 }
@@ -73,6 +76,12 @@ pub(super) struct Service {
     pub port: Option<u16>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Host {
+    pub budget: Option<Spanned<Text<Bytes>>>,
+}
+
 /// What `[defaults]` and `[[vm]]` share. TOML places are lost under `serde(flatten)`, so [`Vm`] repeats the fields.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -84,6 +93,8 @@ pub(super) struct Settings {
     pub cool_down: Option<Spanned<Text<Micros>>>,
     pub exempt: Option<bool>,
     pub allow_without_deflate_on_oom: Option<bool>,
+    pub shares: Option<u32>,
+    pub fixed_size: Option<Spanned<Text<Bytes>>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -102,6 +113,8 @@ pub(super) struct Vm {
     cool_down: Option<Spanned<Text<Micros>>>,
     exempt: Option<bool>,
     allow_without_deflate_on_oom: Option<bool>,
+    shares: Option<u32>,
+    fixed_size: Option<Spanned<Text<Bytes>>>,
 }
 
 impl Vm {
@@ -114,6 +127,8 @@ impl Vm {
             cool_down: self.cool_down.clone(),
             exempt: self.exempt,
             allow_without_deflate_on_oom: self.allow_without_deflate_on_oom,
+            shares: self.shares,
+            fixed_size: self.fixed_size.clone(),
         }
     }
 }
@@ -160,6 +175,13 @@ impl Written for BitRate {
             _ => return Err(wrong()),
         };
         number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).map(Self).ok_or_else(wrong)
+    }
+}
+
+impl Written for Ratio {
+    const EXPECTED: &'static str = "a percentage in quotes, for example \"20%\"";
+    fn read(text: &str) -> Result<Self, String> {
+        Self::from_str(text).map_err(|e| e.to_string())
     }
 }
 

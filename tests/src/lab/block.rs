@@ -387,10 +387,8 @@ fn config(arm: &Arm, experiment: &Experiment, mut config: toml::Table) -> toml::
     } else if !arm.settings.is_empty() {
         section.insert(law.into(), arm.settings.clone().into());
     }
-    if law != "ballast" {
-        config.insert("law".into(), section.into());
-    }
-    if let (Some(budget), true) = (experiment.budget, law != "ballast") {
+    config.insert("law".into(), section.into());
+    if let Some(budget) = experiment.budget {
         let host = toml::Table::from_iter([("budget".to_owned(), format!("{}MiB", budget.as_mib()).into())]);
         config.insert("host".into(), host.into());
     }

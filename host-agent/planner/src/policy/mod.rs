@@ -1,13 +1,27 @@
 //! Laws: each looks at one VM and says what it would do. None can do anything: the guard makes the target.
 //!
-//! One file per law. [`Reactive`] is for guests with an agent, [`StatisticsLaw`] for guests without one.
+//! One file per law. [`Reactive`] is for guests with an agent, [`StatisticsLaw`] for guests without one; together they
+//! are the law `ballast`. The laws of others are in [`fleet`]'s terms: they look at all VMs at once, in rounds.
 
+mod drs;
+mod fixed;
+mod fleet;
+mod headroom;
+mod mom;
+mod proxmox;
 mod reactive;
 mod recurring;
 mod statistics;
+mod threshold;
 
+pub use drs::DrsSettings;
+pub use fleet::{Law, LawName, LawSettings, Move, Seen, View};
+pub use headroom::HeadroomSettings;
+pub use mom::MomSettings;
+pub use proxmox::ProxmoxSettings;
 pub use reactive::Reactive;
 pub use statistics::StatisticsLaw;
+pub use threshold::ThresholdSettings;
 
 use crate::event::{Holding, Reason};
 use crate::fleet::Vm;
