@@ -7,6 +7,8 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 TRIPLE := x86_64-unknown-linux-gnu
 # Static, so that the same file runs in any guest image. --target keeps build scripts and macros out of it.
 STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --profile guest --target $(TRIPLE)
+# A mirror of the distribution for the workload image, where its own servers cannot be reached.
+export MIRROR ?=
 COUNT ?= 300
 SEED ?= 1
 
@@ -27,6 +29,9 @@ image: setup ## the guest image with the agent baked in
 	@$(STATIC) -p ballast-guest --bin ballast-guest
 	@$(STATIC) -p ballast-tests --no-default-features --bin ballast-testd
 	@images/build-initramfs.sh
+
+workload: setup ## the disks of real workloads (redis, nginx, postgresql, gcc, java) for test guests; cached
+	@images/build-workload.sh
 
 image-host: image ## the same with the host agent in it too, for tests of AF_VSOCK inside one guest
 	@$(STATIC) -p ballast-host --no-default-features --bin ballast-host
@@ -52,7 +57,7 @@ lint: setup ## formatting and clippy
 	@cargo fmt --all --check
 	@cargo clippy --quiet --workspace --all-targets -- -D warnings
 
-test: image-host lint build ## every test, the ones on real guests included
+test: image-host workload lint build ## every test, the ones on real guests included
 	@scripts/test.sh
 
 clean: ## removes everything that was built or fetched

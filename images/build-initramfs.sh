@@ -26,7 +26,7 @@ done
 
 tree=$(mktemp -d "$guest/tree.XXXXXX")
 trap 'rm -rf "$tree" "$tree.cpio"' EXIT
-mkdir -p "$tree"/{bin,dev,disk,lib/modules,proc,root,run,sys,tmp}
+mkdir -p "$tree"/{bin,data,dev,disk,lib/modules,proc,root,run,sys,tmp,w}
 
 cp "$(command -v busybox)" "$tree/bin/busybox"
 for applet in $(busybox --list); do

@@ -15,6 +15,7 @@ tools=$target/tools
 # converts images, and a backported one conflicts with the stock emulator.
 packages=(
     qemu-system-x86 busybox-static cpio zstd xz-utils util-linux e2fsprogs   # real guests
+    mmdebstrap                                                     # their workloads
     iproute2 iperf3 ca-certificates                                # networks, service levels, downloads
     gcc libc6-dev pkg-config libvirt-dev                           # building
     libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients

@@ -8,7 +8,7 @@ use crate::wire::{
 };
 use anyhow::{Context, Result, anyhow};
 use serde::de::DeserializeOwned;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Write};
 use std::marker::PhantomData;
 use std::os::unix::net::UnixStream;
@@ -36,7 +36,11 @@ pub struct Guest {
     /// Told each time `ballast-testd` starts.
     ready: Arc<Mutex<mpsc::Receiver<()>>>,
     next: Arc<AtomicU64>,
+    servers: Servers,
 }
+
+/// The answers to come of servers that were started, by their name.
+type Servers = Arc<Mutex<BTreeMap<String, mpsc::Receiver<Result<serde_json::Value, Failure>>>>>;
 
 /// An answer that is still to come.
 #[derive(Debug)]
@@ -142,7 +146,14 @@ impl Guest {
             waiting,
             ready: Arc::new(Mutex::new(ready)),
             next: Arc::new(AtomicU64::new(1)),
+            servers: Servers::default(),
         })
+    }
+
+    /// The machine's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The end of the guest's console.
@@ -243,6 +254,26 @@ impl Guest {
     /// QEMU is gone.
     pub fn exec(&self, command: Command) -> Result<Pending<Executed>> {
         self.ask(Request::Exec(command))
+    }
+
+    /// Starts a command that is to run for ever, unless one of that name runs; whether it was started.
+    ///
+    /// # Errors
+    /// QEMU is gone.
+    pub fn serve(&self, name: &str, command: Command) -> Result<bool> {
+        if self.server_lives(name) {
+            return Ok(false);
+        }
+        let pending = self.exec(command)?;
+        self.servers.lock().expect("no holder panics").insert(name.to_owned(), pending.answer);
+        Ok(true)
+    }
+
+    /// Whether the server of that name runs. Asks nothing of the guest.
+    #[must_use]
+    pub fn server_lives(&self, name: &str) -> bool {
+        let servers = self.servers.lock().expect("no holder panics");
+        servers.get(name).is_some_and(|end| matches!(end.try_recv(), Err(mpsc::TryRecvError::Empty)))
     }
 
     /// Starts a touch of memory.

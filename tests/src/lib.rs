@@ -38,6 +38,8 @@ pub mod paths;
 mod qmp;
 #[cfg(feature = "lab")]
 mod vsock;
+#[cfg(feature = "lab")]
+mod workload;
 
 #[cfg(feature = "lab")]
 pub use accel::Accel;
@@ -55,3 +57,5 @@ pub use network::{Link, Network};
 pub use qmp::Qmp;
 #[cfg(feature = "lab")]
 pub use vsock::{Vsock, kernel_device};
+#[cfg(feature = "lab")]
+pub use workload::DATA_FILE;

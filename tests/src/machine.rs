@@ -64,6 +64,7 @@ struct Shape {
     host_agent: bool,
     /// With a network device, and iperf3 in its image.
     link: Option<Link>,
+    workload: bool,
     /// `None`: whatever works here.
     accel: Option<Accel>,
 }
@@ -127,6 +128,13 @@ impl MachineBuilder {
     #[must_use]
     pub fn disk(mut self) -> Self {
         self.shape.disk = true;
+        self
+    }
+
+    /// With the two disks of the workload image; [`Guest::mount_workload`] makes them usable, once it runs.
+    #[must_use]
+    pub fn workload(mut self) -> Self {
+        self.shape.workload = true;
         self
     }
 
@@ -254,6 +262,7 @@ impl Machine {
             disk: false,
             host_agent: false,
             link: None,
+            workload: false,
             accel: None,
         };
         MachineBuilder { name: name.to_owned(), shape, vsock: true, network: None }
@@ -273,6 +282,9 @@ impl Machine {
         let folder = Folder::new()?;
         let disk = shape.disk.then(disk).transpose()?;
         let mut args = arguments(shape, accel, &memory, &folder, disk.as_deref());
+        if shape.workload {
+            args.extend(crate::workload::disks()?);
+        }
         args.extend(["-kernel".into(), kernel.display().to_string(), "-initrd".into(), image.display().to_string()]);
         args.extend(extra.iter().map(|&a| a.to_owned()));
         let log = folder.file("qemu.log");

@@ -6,7 +6,7 @@
 use ballast_protocol::Bytes;
 use ballast_tests::lab::work::{Outcome, Work};
 use ballast_tests::wire::{Command, Job};
-use ballast_tests::{Balloon, Guest, Machine, NOISE_FILE, bursting};
+use ballast_tests::{Balloon, DATA_FILE, Guest, Machine, NOISE_FILE, bursting};
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -137,17 +137,96 @@ fn commands_end_with_everything_they_started() {
     assert!((1_000_000..20_000_000).contains(&late.took_us));
     assert_eq!(sleepers(), 0);
 
-    let server = guest.exec(command("sleep 77 & exec sleep 77", 3_600)).unwrap();
+    let server = guest.exec(command("echo up; sleep 77 & exec sleep 77", 3_600)).unwrap();
     let deadline = Instant::now() + PATIENCE;
     while sleepers() < 2 {
         assert!(Instant::now() < deadline, "a server does not start");
     }
     assert!(server.poll().unwrap().is_none());
     guest.cancel(server.id()).unwrap();
-    assert!(format!("{:#}", server.wait(PATIENCE).unwrap_err()).contains("signal 9"));
+    let ended = server.wait(PATIENCE).unwrap();
+    assert_eq!((ended.signal, ended.output.as_str(), ended.overdue), (Some(9), "up\n", false), "{ended:?}");
     assert_eq!(sleepers(), 0);
     assert_eq!(guest.sh_ok("ls /sys/fs/cgroup/workload.slice | grep -c exec- || true").unwrap().trim(), "0");
 
     let long = run("yes 0123456789 | head -c 200000; echo end", 60);
     assert!(long.output.len() == 64 << 10 && long.output.ends_with("end\n"), "{} bytes", long.output.len());
+}
+
+/// One guest for all works of the image: they follow each other as in an experiment.
+#[test]
+fn real_works_are_measured() {
+    let _turn = bursting();
+    let begun = Instant::now();
+    let machine = Machine::builder("real").memory(Bytes::mib(768)).workload().without_vsock().start().unwrap();
+    let guest = &machine.guest;
+    println!("booted after {:?}", begun.elapsed());
+    guest.mount_workload().unwrap();
+    guest.mount_workload().unwrap();
+    println!("mounted after {:?}", begun.elapsed());
+    guest.swap_to_zram(Bytes::mib(128)).unwrap();
+    guest.swap_to_disk(Bytes::mib(128)).unwrap();
+    let swaps = guest.sh_ok("cat /proc/swaps").unwrap();
+    assert!(swaps.contains("zram0") && swaps.contains("/data/swap"), "{swaps}");
+
+    sound(&run(guest, &format!("do = 'scan'\nmib = 50\npasses = 2\npath = '{DATA_FILE}'")), 100);
+
+    sound(&run(guest, "do = 'redis-fill'\nmib = 16\nbytes = 4096"), 4096);
+    assert_eq!(guest.debian("redis-cli dbsize", PATIENCE).unwrap().output.trim(), "4098");
+    sound(&run(guest, "do = 'redis-load'\nrequests = 1000\nkeyspace = 4096\nbytes = 4096"), 2000);
+    let flush = run(guest, "do = 'redis-flush'");
+    assert!(flush.latency.is_some() && flush.detail.is_empty());
+    assert_eq!(guest.debian("redis-cli dbsize", PATIENCE).unwrap().output.trim(), "0");
+
+    let nginx = run(guest, "do = 'nginx'\nsecs = 3\nfiles = 200");
+    sound(&nginx, nginx.latency.as_ref().unwrap().count);
+    let select = run(guest, "do = 'pgbench'\nsecs = 3\nread_only = true");
+    sound(&select, select.latency.as_ref().unwrap().count);
+    let update = run(guest, "do = 'pgbench'\nsecs = 3");
+    sound(&update, update.latency.as_ref().unwrap().count);
+
+    sound(&run(guest, "do = 'compile'\nfiles = 3"), 3);
+    let sysbench = run(guest, "do = 'sysbench'\ntest = 'memory'\nsecs = 2");
+    sound(&sysbench, sysbench.latency.as_ref().unwrap().count);
+    let stress = run(guest, "do = 'stress-ng'\nstressor = 'vm'\nmib = 64\nsecs = 5");
+    assert!(stress.throughput > 0.0 && stress.detail.is_empty(), "{stress:?}");
+    let jvm = run(guest, "do = 'jvm'\nlive_mib = 48\nheap_mib = 96\nsecs = 3");
+    sound(&jvm, jvm.latency.as_ref().unwrap().count);
+    let refused = run(guest, "do = 'jvm'\nlive_mib = 96\nheap_mib = 32\nsecs = 20");
+    assert_eq!((refused.failed_allocations, refused.killed), (1, 0), "{refused:?}");
+}
+
+/// What a lab must see most of all: a server that is killed while it is asked. By hand, because a guest without swap
+/// may spend minutes on reading its programs' pages again and again before its kernel kills.
+#[test]
+fn a_killed_server_is_an_outcome_and_comes_back() {
+    let _turn = bursting();
+    let machine = Machine::builder("killed").workload().without_vsock().start().unwrap();
+    let guest = &machine.guest;
+    let fill = work("do = 'redis-fill'\nmib = 300\nbytes = 1024");
+    fill.prepare(guest).unwrap();
+    let killer = guest.clone();
+    let killer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(3));
+        killer.sh_ok("kill -9 $(pidof redis-server)").unwrap();
+    });
+    let begun = Instant::now();
+    let outcome = fill.run(guest, None, PATIENCE).unwrap();
+    println!("{outcome:?} after {:?}", begun.elapsed());
+    killer.join().unwrap();
+    assert_eq!(outcome.killed, 1, "{outcome:?}");
+    assert!(outcome.throughput > 0.0 && outcome.detail.contains("redis-server was killed"), "{outcome:?}");
+    sound(&fill_of(guest, 4), 1024);
+}
+
+fn fill_of(guest: &Guest, mib: u64) -> Outcome {
+    work(&format!("do = 'redis-fill'\nmib = {mib}\nbytes = 4096")).run(guest, None, PATIENCE).unwrap()
+}
+
+#[test]
+fn a_work_without_its_image_says_what_is_missing() {
+    let machine = Machine::builder("bare").without_vsock().start().unwrap();
+    let missing = work("do = 'compile'\nfiles = 1").prepare(&machine.guest).unwrap_err();
+    let text = format!("{missing:#}");
+    assert!(text.contains("the work compile needs the workload image") && text.contains("no workload disks"), "{text}");
 }

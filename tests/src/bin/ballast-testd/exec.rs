@@ -3,7 +3,7 @@
 //! started ends with it.
 
 use crate::{STACK, counters};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ballast_tests::wire::{Command, Executed};
 use std::fs;
 use std::io::Read;
@@ -21,14 +21,37 @@ const OUTPUT: usize = 64 << 10;
 const DAY: u32 = 86_400;
 /// For processes that were killed to be gone: they may have much memory to give back.
 const GONE: Duration = Duration::from_secs(20);
+const ENTERED: Duration = Duration::from_secs(2);
 /// The shell itself moves into its group, and is fit to be killed from then on; `$0` is the group, `$1` the command.
 const ENTER: &str = "echo 0 >/proc/self/oom_score_adj && echo 0 >\"$0/cgroup.procs\" && exec";
 
+fn path(id: u64) -> String {
+    format!("{SLICE}/exec-{id}")
+}
+
 /// Makes the group for the command of a request.
 pub fn group(id: u64) -> Result<String> {
-    let path = format!("{SLICE}/exec-{id}");
+    let path = path(id);
     fs::create_dir(&path).with_context(|| path.clone())?;
     Ok(path)
+}
+
+/// Kills the command of a request with all it started; false when the request has no group.
+pub fn cancel(id: u64) -> Result<bool> {
+    let group = path(id);
+    // It enters its group as soon as its shell runs.
+    let deadline = Instant::now() + ENTERED;
+    while fs::read_to_string(format!("{group}/cgroup.procs")).is_ok_and(|procs| procs.is_empty()) {
+        if Instant::now() > deadline {
+            bail!("the command of request {id} does not start");
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    if !Path::new(&group).exists() {
+        return Ok(false);
+    }
+    fs::write(format!("{group}/cgroup.kill"), "1").with_context(|| format!("cannot kill {group}"))?;
+    Ok(true)
 }
 
 /// Kills what is left in a group, waits until it is gone, and removes the group.
@@ -49,7 +72,7 @@ pub fn run(command: &Command, group: &str) -> Result<Executed> {
     let enter = if command.chroot { "chroot /w /bin/sh -c \"$1\"" } else { "/bin/sh -c \"$1\"" };
     let mut child = std::process::Command::new("/bin/sh")
         .args(["-c", &format!("{ENTER} {enter}"), group, &command.command])
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C")
         .env("HOME", "/tmp")
         .stdin(Stdio::null())

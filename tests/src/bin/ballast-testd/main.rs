@@ -107,6 +107,10 @@ impl Daemon {
     fn cancel(&self, id: u64) -> Result<()> {
         let pid = self.workloads.lock().expect("no holder panics").get(&id).copied();
         let pid = pid.with_context(|| format!("request {id} has no workload"))?;
+        // Who watches over a command lives on, to tell what it said.
+        if exec::cancel(id)? {
+            return Ok(());
+        }
         let pid = rustix::process::Pid::from_raw(pid as i32).context("a process id is positive")?;
         Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?)
     }
