@@ -4,6 +4,8 @@
 //! - P3: nothing is taken on stale or disbelieved data; giving needs no data;
 //! - P4: nothing is taken while an order is under way;
 //! - never above the maximum, except that a maximum which was lowered is no reason to take all at once.
+//!
+//! A law that looks at all VMs at once gets less: see [`by_law`].
 
 use crate::event::Holding;
 use crate::fleet::{Agent, Vm};

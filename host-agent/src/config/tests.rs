@@ -188,6 +188,80 @@ fn a_wrong_file_is_refused_with_place_vm_and_mend() {
 }
 
 #[test]
+fn a_law_is_chosen_by_name_and_its_constants_by_its_table() {
+    use ballast_planner::{DrsSettings, LawName, LawSettings, MomSettings, Ratio};
+    assert_eq!(parse("[libvirt]").unwrap().law, LawSettings::Ballast);
+    for (name, law) in [
+        ("ballast", LawName::Ballast),
+        ("threshold", LawName::Threshold),
+        ("mom", LawName::Mom),
+        ("proxmox", LawName::Proxmox),
+        ("headroom", LawName::Headroom),
+        ("drs", LawName::Drs),
+        ("fixed", LawName::Fixed),
+        ("static", LawName::Static),
+    ] {
+        let config = parse(&format!("[libvirt]\n[law]\nname = \"{name}\"\n")).unwrap();
+        assert_eq!((config.law.name(), law.to_string()), (law, name.to_owned()));
+    }
+    let text =
+        "[libvirt]\n[law]\nname = \"mom\"\n[law.mom]\npressure = \"50%\"\nperiod = \"20s\"\n[law.drs]\nlow = \"1%\"\n";
+    let mom = MomSettings { pressure: Ratio::percent(50), period: Micros::secs(20), ..MomSettings::default() };
+    assert_eq!(parse(text).unwrap().law, LawSettings::Mom(mom), "the other table waits for its law");
+    let drs = DrsSettings { low: Ratio::percent(1), ..DrsSettings::default() };
+    assert_eq!(parse(&text.replace("name = \"mom\"", "name = \"drs\"")).unwrap().law, LawSettings::Drs(drs));
+}
+
+#[test]
+fn budget_shares_and_fixed_size_are_read() {
+    let text = "[libvirt]\n[host]\nbudget = \"600MiB\"\n[defaults]\nfixed-size = \"1GiB\"\n\
+                [[vm]]\nname = \"a\"\nshares = 0\n[[vm]]\nname = \"b\"\nfixed-size = \"2GiB\"\n";
+    let config = parse(text).unwrap();
+    assert_eq!(config.budget, Some(Bytes::mib(600)));
+    let read: Vec<_> = config.vms.iter().map(|v| (v.settings.shares, v.settings.fixed_size)).collect();
+    assert_eq!(read, [(0, Some(Bytes::mib(1024))), (1000, Some(Bytes::mib(2048)))]);
+    assert_eq!(parse("[libvirt]").unwrap().budget, None);
+}
+
+#[test]
+fn a_wrong_law_is_refused_with_place_and_mend() {
+    let cases = [
+        ("[law]\nname = \"mum\"", "b.toml:3:8: unknown value `mum`; did you mean `mom`?"),
+        ("[law]\nnme = \"mom\"", "b.toml:3:1: unknown key `nme`; did you mean `name`?"),
+        ("[law.mom]\npresure = \"5%\"", "b.toml:3:1: unknown key `presure`; did you mean `pressure`?"),
+        (
+            "[law.fixed]\nsize = \"5%\"",
+            "b.toml:2:6: unknown key `fixed`; known are name, threshold, mom, proxmox, headroom, drs",
+        ),
+        (
+            "[law.mom]\npressure = \"120%\"",
+            "b.toml:3:12: `120%` is not a percentage from 0% to 100%; write for example 20% or 0.25%",
+        ),
+        (
+            "[law.mom]\npressure = 0.2",
+            "b.toml:3:12: invalid type: floating point `0.2`, expected a percentage in quotes, for example \"20%\"",
+        ),
+        ("[law.drs]\nperiod = \"10ms\"", "b.toml:3:10: period 10.0 ms is too short; at least 1.0 s"),
+        (
+            "[law.mom]\npressure = \"4%\"",
+            "b.toml:3:12: critical 5 % is above pressure 4 %; lower critical or raise pressure",
+        ),
+        (
+            "[law.headroom]\nstep = \"1MiB\"",
+            "b.toml:3:8: least-step 64 MiB is above step 1 MiB; lower least-step or raise step",
+        ),
+        ("[host]\nbudget = \"1k\"", "b.toml:3:10: budget 1 KiB is too little; at least 16 MiB"),
+        (
+            "[[vm]]\nname = \"a\"\nfixed-size = \"1GiB\"\nmax = \"512MiB\"",
+            "b.toml:4:14: VM `a`: fixed-size 1 GiB is not between min 64 MiB and max 512 MiB",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(message(&format!("[libvirt]\n{text}\n")), expected);
+    }
+}
+
+#[test]
 fn broken_toml_is_placed() {
     let text = message("[libvirt]\nuri = \"qemu:///system\n");
     assert!(text.starts_with("b.toml:2:"), "{text}");

@@ -302,6 +302,67 @@ pub(super) mod bench {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn any_size() -> impl Strategy<Value = Bytes> {
+        prop_oneof![Just(Bytes::ZERO), Just(Bytes(1)), Just(Bytes::MAX), (0u64..2000).prop_map(Bytes::mib)]
+    }
+
+    fn any_vm() -> impl Strategy<Value = Seen> {
+        let sizes = (any_size(), any_size(), any_size(), any_size(), proptest::option::of(any_size()));
+        let rest = (proptest::option::of(any_size()), proptest::option::of(any_size()), any::<u32>());
+        (sizes, rest).prop_map(|((a, b, target, kept, free), (available, fixed_size, shares))| Seen {
+            name: VmName::from("x"),
+            min: a.min(b),
+            max: a.max(b),
+            target,
+            kept,
+            free,
+            available: available.or(free),
+            shares,
+            fixed_size,
+        })
+    }
+
+    fn any_view() -> impl Strategy<Value = View> {
+        let host = (any_size(), any_size()).prop_map(|(total, available)| HostMemory {
+            total,
+            available,
+            psi_some_avg10: Some(crate::Ratio::between(available, total)),
+        });
+        (proptest::option::of(host), proptest::collection::vec(any_vm(), 0..5)).prop_map(|(host, mut vms)| {
+            for (i, vm) in vms.iter_mut().enumerate() {
+                vm.name = VmName(format!("vm{i}"));
+            }
+            View { host, vms }
+        })
+    }
+
+    proptest! {
+        /// Figures that no kernel makes, from rounds that have nothing in common.
+        #[test]
+        fn no_law_panics_and_each_orders_a_vm_once_at_most(views in proptest::collection::vec(any_view(), 1..6)) {
+            for settings in [
+                LawSettings::Threshold(Default::default()),
+                LawSettings::Mom(Default::default()),
+                LawSettings::Proxmox(Default::default()),
+                LawSettings::Headroom(Default::default()),
+                LawSettings::Drs(Default::default()),
+                LawSettings::Fixed,
+            ] {
+                let mut law = Law::new(settings);
+                for (i, view) in views.iter().enumerate() {
+                    let law = law.in_rounds().expect("all of these have rounds");
+                    let mut moves: Vec<VmName> =
+                        law.round(view, Micros::secs(10 * i as u64)).into_iter().map(|m| m.vm).collect();
+                    let all = moves.len();
+                    moves.dedup();
+                    prop_assert_eq!(moves.len(), all);
+                    prop_assert!(moves.iter().all(|name| view.vms.iter().any(|vm| vm.name == *name)));
+                }
+            }
+        }
+    }
 
     #[test]
     fn proportions_sum_up_and_exceed_nothing() {

@@ -53,6 +53,8 @@ pub struct Guest {
     pub reported: Bytes,
     /// The hypervisor's target.
     pub target: Bytes,
+    /// Another law than ours rules: its balloon's statistics are read, whether it has an agent or not.
+    pub ruled: bool,
     pub anon: Bytes,
     pub cache: Bytes,
     pub running: bool,
@@ -99,6 +101,7 @@ impl Guest {
             balloon: Bytes::ZERO,
             reported: max,
             target: max,
+            ruled: false,
             anon,
             cache: Bytes::mib(20 + dice.roll(60)),
             running: true,
@@ -268,8 +271,8 @@ impl Guest {
                 heard.push(Input::Balloon { vm: self.name.clone(), actual: self.reported });
             }
         }
-        if !self.agent && self.reachable && at >= self.next_statistics {
-            self.next_statistics = at + Micros::secs(5);
+        if (self.ruled || !self.agent) && self.reachable && at >= self.next_statistics {
+            self.next_statistics = at + Micros::secs(if self.ruled { 2 } else { 5 });
             let statistics = Statistics {
                 free: Some(self.free()),
                 available: Some(self.free() + self.cache),
@@ -465,6 +468,13 @@ impl Guest {
         heard.push(demand);
         let id = self.dice.roll(5);
         heard.push(self.says(GuestMessage::Reclaimed(Reclaimed { id, size: Bytes::MAX, exhausted: false })));
+        if self.ruled {
+            let mut any = || (self.dice.roll(3) > 0).then(|| self.any());
+            let (free, available, total) = (any(), any(), any());
+            let age = Micros(self.any().0);
+            let statistics = Statistics { free, available, total, swap_in: None, age };
+            heard.push(Input::Statistics { vm: self.name.clone(), statistics });
+        }
     }
 
     fn reboot(&mut self, at: Micros, heard: &mut Vec<Input>) {

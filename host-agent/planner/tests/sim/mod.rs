@@ -6,7 +6,7 @@
 
 pub mod guest;
 
-use ballast_planner::{Action, Facts, Input, Notice, Planner, SILENCE, VmName};
+use ballast_planner::{Action, Facts, Input, LawSettings, Notice, Planner, SILENCE, VmName};
 use ballast_protocol::{Bytes, GuestMessage, Micros, Source, Telemetry, Verdict};
 use guest::{Guest, TICK, Temper};
 use std::collections::BTreeMap;
@@ -28,6 +28,8 @@ struct Book {
     settled: Micros,
     /// What it kept when the planner last heard of its balloon.
     kept: Bytes,
+    /// When its balloon's driver last said something, by its own word.
+    statistics: Option<Micros>,
     lost: bool,
 }
 
@@ -37,6 +39,8 @@ pub struct World {
     pub guests: Vec<Guest>,
     pub actions: Vec<(Micros, Action)>,
     pub takings: u64,
+    /// Another law than ours rules: it knows no floor and no trust, and may order anew at any time.
+    ruled: bool,
     books: BTreeMap<VmName, Book>,
 }
 
@@ -49,7 +53,22 @@ impl World {
             guests,
             actions: Vec::new(),
             takings: 0,
+            ruled: false,
         };
+        world.find_all();
+        world
+    }
+
+    /// The same fleet under another law than ours, on a host that has `budget`.
+    pub fn under(law: LawSettings, budget: Bytes, guests: Vec<Guest>) -> Self {
+        let mut world = Self::new(guests);
+        world.ruled = true;
+        world.planner = Planner::new();
+        world.actions.clear();
+        world.planner.handle(world.now, Input::Law { law, budget: Some(budget) });
+        for guest in &mut world.guests {
+            guest.ruled = true;
+        }
         world.find_all();
         world
     }
@@ -101,7 +120,9 @@ impl World {
         for guest in &self.guests {
             if let Some(book) = self.books.get_mut(&guest.name) {
                 book.read(self.now, guest.kept());
-                book.judge_patience(self.now, guest);
+                if !self.ruled {
+                    book.judge_patience(self.now, guest);
+                }
             }
         }
     }
@@ -136,7 +157,7 @@ impl World {
             match &action {
                 Action::Order { order, target, from, .. } => {
                     let trusted = self.planner.vm(&name).is_some_and(|vm| vm.trust.is_trusted());
-                    let taking = book.judge(self.now, guest, target.bytes(), *from, trusted, &action);
+                    let taking = book.judge(self.now, guest, target.bytes(), *from, (trusted, self.ruled), &action);
                     self.takings += u64::from(taking);
                     let rebooted = matches!(&action, Action::Order { reason: ballast_planner::Reason::Rebooted, .. });
                     let before = book.kept.max(*from);
@@ -198,6 +219,7 @@ impl Book {
                     self.heard = Some(at);
                 }
             }
+            Input::Statistics { statistics, .. } => self.statistics = Some(at - statistics.age),
             Input::AgentLost { .. } => {
                 (self.heard, self.report) = (None, None);
                 self.leases.clear();
@@ -233,7 +255,15 @@ impl Book {
     }
 
     /// Judges an order; returns whether it takes.
-    fn judge(&self, at: Micros, guest: &Guest, target: Bytes, from: Bytes, trusted: bool, action: &Action) -> bool {
+    fn judge(
+        &self,
+        at: Micros,
+        guest: &Guest,
+        target: Bytes,
+        from: Bytes,
+        (trusted, ruled): (bool, bool),
+        action: &Action,
+    ) -> bool {
         let max = guest.max.min(guest.settings.max);
         assert!(target >= guest.settings.min.min(max), "P1, minimum: {action:?} at {at}, {:?}", guest.settings);
         assert!(target <= guest.max, "above everything: {action:?}");
@@ -241,6 +271,12 @@ impl Book {
         assert!(target >= leased, "P1, lease of {leased}: {action:?} at {at}");
         if target >= from {
             return false;
+        }
+        if ruled {
+            assert!(guest.running && !self.lost && !guest.settings.exempt, "hands off: {action:?} at {at}");
+            let said = self.statistics.expect("P3: nothing is taken from a guest that never said anything");
+            assert!(said + Micros::secs(15) >= at, "P3, statistics of {said}: {action:?} at {at}");
+            return true;
         }
         assert!(trusted, "P3, distrusted: {action:?} at {at}");
         assert!(guest.running, "P3, paused: {action:?} at {at}");
