@@ -85,32 +85,36 @@ fn mbits(bits: u64) -> String {
     format!("{:.0} Mbit/s", bits as f64 / 1e6)
 }
 
-/// The service level in a sentence.
-fn service_text(explained: &Explained) -> String {
-    let mut text = match &explained.status.service {
-        None => "not measured".to_owned(),
-        Some(s) => {
-            let how = match s.mode {
-                ServiceMode::Unlimited => "by iperf3",
-                ServiceMode::RateLimited => "by iperf3 at a fixed rate",
-                ServiceMode::Passive => "by its interface",
-            };
-            let mut text = format!("{} {how}, {} ago", mbits(s.throughput), s.age);
-            if let (Some(percent), Some(limit)) = (s.percent, s.limit_percent) {
-                let _ = write!(text, ": {percent} % of its own baseline, low below {limit} %");
-            }
-            if let (Some(retransmits), Some(rtt)) = (s.retransmits, s.rtt) {
-                let _ = write!(text, "; {retransmits} retransmits, round trip {rtt}");
-            }
-            let _ = write!(text, "; {} shortfalls{}", s.shortfalls, if s.short { ", LOW now" } else { "" });
-            text
-        }
+fn service_text(vm: &VmStatus) -> String {
+    let Some(s) = &vm.service else { return "not measured".to_owned() };
+    let how = match s.mode {
+        ServiceMode::Unlimited => "by iperf3",
+        ServiceMode::RateLimited => "by iperf3 at a fixed rate",
+        ServiceMode::Passive => "by its interface",
     };
-    if let Some(probe) = &explained.probe {
-        let _ = write!(text, "; {} probes, {}, {}", probe.probes, probe.time, probe.traffic);
-        if let Some(problem) = &probe.problem {
-            let _ = write!(text, "; {} failed: {problem}", probe.failures);
+    let mut text = format!("{} {how}, {} ago", mbits(s.throughput), s.age);
+    if let (Some(retransmits), Some(rtt)) = (s.retransmits, s.rtt) {
+        let _ = write!(text, "; {retransmits} retransmits, {rtt} round trip");
+    }
+    text
+}
+
+fn baseline_text(vm: &VmStatus) -> String {
+    match vm.service.map(|s| (s, s.percent, s.limit_percent)) {
+        None => "not measured".to_owned(),
+        Some((s, Some(percent), Some(limit))) => {
+            let now = if s.short { ", LOW now" } else { "" };
+            format!("{percent} %, low below {limit} %; {} shortfalls{now}", s.shortfalls)
         }
+        Some((s, ..)) => format!("not known yet, {} samples", s.learnt),
+    }
+}
+
+fn probes_text(explained: &Explained) -> String {
+    let Some(probe) = &explained.probe else { return "none".to_owned() };
+    let mut text = format!("{} in {}, {}", probe.probes, probe.time, probe.traffic);
+    if probe.failures > 0 {
+        let _ = write!(text, "; {} failed", probe.failures);
     }
     text
 }
@@ -145,7 +149,9 @@ pub fn explain(explained: &Explained) -> String {
         ),
         ("takings undone / stalled", format!("{} / {}", vm.counts.undone, vm.counts.stalled)),
         ("balloon let go by itself", vm.counts.self_deflated.to_string()),
-        ("service level", service_text(explained)),
+        ("service level", service_text(vm)),
+        ("of its own baseline", baseline_text(vm)),
+        ("probes of it", probes_text(explained)),
         ("OOM kills inside", vm.counts.oom_kills.to_string()),
     ] {
         facts.add_row(vec![format!("  {what}"), value]);
@@ -154,6 +160,9 @@ pub fn explain(explained: &Explained) -> String {
     out.push_str(body.split_once('\n').map_or("", |(_, rows)| rows));
     let until = vm.holding_for.map_or_else(String::new, |t| format!(" (for {t} yet)"));
     let _ = writeln!(out, "\nnow: {}{until}\n", vm.holding);
+    if let Some(problem) = explained.probe.as_ref().and_then(|p| p.problem.as_ref()) {
+        let _ = writeln!(out, "the service level is not measured: {problem}\n");
+    }
     for decision in &explained.decisions {
         let _ = writeln!(out, "{:>12} ago  {}", (explained.now - decision.at).to_string(), decision.text);
     }

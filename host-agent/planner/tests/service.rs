@@ -335,6 +335,29 @@ proptest! {
         prop_assert!(suspected < 200, "{suspected} probes asked for");
     }
 
+    /// A host short of CPU: half of all probes are far off, and the limit gives way.
+    #[test]
+    fn noise_of_40_percent_gives_few_false_alarms(seed: u64) {
+        let mut draw = Draw(seed);
+        let mut one = settled();
+        for _ in 0..40 {
+            one.idle(5);
+            one.measure(sample(draw.noisy(1_300, 40)));
+        }
+        one.report.free += Bytes::mib(64);
+        one.report.giveable += Bytes::mib(64);
+        one.report();
+        one.follow(Bytes::mib(448));
+        let mut alarms = 0;
+        for _ in 0..1_000 {
+            one.idle(2);
+            let actions = one.measure(sample(draw.noisy(1_300, 40)));
+            alarms += notices(&actions).iter().filter(|n| matches!(n, Notice::ServiceShort { .. })).count();
+        }
+        println!("{alarms} alarms in 1000 probes");
+        prop_assert!(alarms < 20, "{alarms} alarms of 1000");
+    }
+
     /// A fall to a quarter, noise on top of it: two probes are enough, whatever the noise of before.
     #[test]
     fn a_fall_to_a_quarter_is_seen_within_two_probes(seed: u64, percent in 8u64..=18, learnt in 6u64..40) {

@@ -11,7 +11,7 @@
 use super::{Command, Measured, ProbeStatus, Problem, Settings, Target};
 use ballast_planner::{ProbeWhy, ServiceMode, VmName};
 use ballast_protocol::{Bytes, Micros};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
 const HOUR: u64 = 3_600_000_000;
@@ -24,6 +24,8 @@ const FASTER: u64 = 6;
 const FIRST_PROBE: Bytes = Bytes::mib(4);
 /// Less does not fill a connection's buffers.
 const LEAST_PROBE: Bytes = Bytes(256 << 10);
+/// A VM that became slower for good is probed with less after so many probes: half of the planner's baseline.
+const SPEEDS: usize = 16;
 /// A single probe uses at most this part of an hour's traffic.
 const PROBES_PER_HOUR: u64 = 64;
 /// A budget holds twenty minutes' worth; a quarter of that is kept for the planner's questions.
@@ -96,8 +98,9 @@ struct Entry {
     asked: Option<(Micros, ProbeWhy)>,
     not_before: Micros,
     failed: u32,
-    /// Bits per second, of the last probes the fastest: a guest that is slow now may be fast in the next.
-    speed: Option<u64>,
+    /// Bits per second of the last probes. The fastest of them sets the size of the next: a connection needs some time
+    /// to come to its speed, so that smaller probes would measure less, and a slow guest slower and slower.
+    speeds: VecDeque<u64>,
     time: Bucket,
     traffic: Bucket,
     seed: u64,
@@ -134,7 +137,7 @@ impl Schedule {
                 asked: None,
                 not_before: now,
                 failed: 0,
-                speed: None,
+                speeds: VecDeque::new(),
                 time: Bucket::new(settings.time_per_hour.0, now),
                 traffic: Bucket::new(settings.traffic_per_hour.0, now),
                 seed: hash(&vm.0),
@@ -212,9 +215,10 @@ impl Schedule {
                 entry.status.problem = None;
                 entry.status.traffic += measured.traffic;
                 entry.traffic.spend(measured.traffic.0);
-                // Half of a speed that is not reached again is forgotten with each probe.
-                let before = entry.speed.unwrap_or(0) / 2;
-                entry.speed = Some(measured.sample.throughput.max(before));
+                if entry.speeds.len() == SPEEDS {
+                    entry.speeds.pop_front();
+                }
+                entry.speeds.push_back(measured.sample.throughput);
             }
             Err(problem) => {
                 entry.status.failures += 1;
@@ -249,7 +253,7 @@ impl Entry {
     fn bytes(&self, settings: &Settings) -> Bytes {
         let speed = match settings.mode {
             ServiceMode::RateLimited => Some(settings.rate),
-            _ => self.speed,
+            _ => self.speeds.iter().max().copied(),
         };
         let wanted = speed.map_or(FIRST_PROBE, |bits| Bytes(bits / 8).share(settings.length.0, 1_000_000));
         let most = Bytes(settings.traffic_per_hour.0 / PROBES_PER_HOUR).max(LEAST_PROBE);

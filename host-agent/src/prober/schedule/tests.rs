@@ -73,9 +73,13 @@ fn a_probe_takes_as_long_as_it_should_whatever_the_speed() {
     let mut now = Micros::ZERO;
     assert_eq!(probe(&mut schedule, &mut now, well).bytes, Bytes::mib(4), "not known yet");
     assert_eq!(probe(&mut schedule, &mut now, |p| measured(400, p.bytes)).bytes, Bytes(25_000_000));
-    // One slow probe does not make the next one too short to tell.
-    assert_eq!(probe(&mut schedule, &mut now, |p| measured(40, p.bytes)).bytes, Bytes(12_500_000));
-    assert_eq!(probe(&mut schedule, &mut now, |p| measured(100_000, p.bytes)).bytes, Bytes(6_250_000));
+    for _ in 0..15 {
+        let plan = probe(&mut schedule, &mut now, |p| measured(40, p.bytes));
+        assert_eq!(plan.bytes, Bytes(25_000_000), "a slow guest is measured with the same");
+    }
+    assert_eq!(probe(&mut schedule, &mut now, |p| measured(40, p.bytes)).bytes, Bytes(10_000_000));
+    let plan = probe(&mut schedule, &mut now, |p| measured(100_000, p.bytes));
+    assert_eq!(plan.bytes, Bytes(1_000_000), "unless it is so for good");
     assert_eq!(probe(&mut schedule, &mut now, well).bytes, Bytes::mib(32), "the traffic of an hour bounds it");
 
     let limited = Settings { mode: ServiceMode::RateLimited, ..Settings::default() };
