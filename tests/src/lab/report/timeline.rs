@@ -7,27 +7,22 @@
 //!   pressure: a strip, darker where tasks waited for memory for a larger share of the time
 //! ```
 
-use super::theme::{self, Ink, SCALE};
+use super::theme::{self, Chart, Ink, Root, SCALE};
 use crate::lab::results::{ArmRun, Block, GuestRun, Look, PhaseRun, STATIC};
 use crate::lab::summary::pairs;
 use anyhow::Result;
-use plotters::coord::Shift;
-use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 use std::fmt::Write;
 
 /// Nominal size.
-const SIZE: (i32, i32) = (540, 236);
+const SIZE: (i32, i32) = (500, 230);
 /// Points of a line at most: more cannot be told apart at this size.
 const POINTS: usize = 400;
 /// Height of the strip of pressure, nominal.
 const STRIP: i32 = 10;
 /// Signs of the same kind nearer than this are one, nominal.
 const NEAR: i32 = 4;
-
-type Root<'b> = DrawingArea<SVGBackend<'b>, Shift>;
-type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
 /// What all time lines of an experiment share, so that they can be compared at a glance.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +65,7 @@ pub fn draw(block: &Block, arm: &ArmRun, scale: Scale) -> Result<Option<String>>
             .margin_top(18 * SCALE)
             .margin_bottom((STRIP + 4) * SCALE)
             .x_label_area_size(20 * SCALE)
-            .y_label_area_size(38 * SCALE)
+            .y_label_area_size(42 * SCALE)
             .build_cartesian_2d(0.0..scale.end_s, 0.0..scale.top_mib)?;
         shade(&root, &mut chart, block, arm, &mut hints)?;
         axes(&mut chart)?;
@@ -141,23 +136,23 @@ fn shade(root: &Root<'_>, chart: &mut Chart<'_, '_>, block: &Block, arm: &ArmRun
             None => String::new(),
         };
         let ink = if killed { Ink::Bad } else { Ink::Muted };
-        let half = theme::width(&label, 10) / 2;
+        let half = theme::width(&label, 11) / 2;
         let middle = (left + right) / 2;
         // Where phases are too short for their labels, some go without; the hint has the figure.
         if middle - half >= free {
-            let style = theme::text(10, ink.color(), HPos::Center, VPos::Bottom);
+            let style = theme::text(11, ink.color(), HPos::Center, VPos::Bottom);
             root.draw(&Text::new(label, (middle, above - 2 * SCALE), style))?;
             free = middle + half + 4;
         }
     }
-    let style = theme::text(10, Ink::Muted.color(), HPos::Right, VPos::Bottom);
+    let style = theme::text(11, Ink::Muted.color(), HPos::Right, VPos::Bottom);
     let (left, above) = chart.backend_coord(&(0.0, top));
     root.draw(&Text::new("work %", (left - 3 * SCALE, above - 2 * SCALE), style))?;
     Ok(())
 }
 
 fn axes(chart: &mut Chart<'_, '_>) -> Result<()> {
-    let small = theme::text(10, Ink::Muted.color(), HPos::Center, VPos::Center);
+    let small = theme::text(11, Ink::Muted.color(), HPos::Center, VPos::Center);
     let seconds = |v: &f64| format!("{v:.0} s");
     let mib = |v: &f64| format!("{v:.0}");
     chart
@@ -279,7 +274,7 @@ fn pressure(root: &Root<'_>, chart: &Chart<'_, '_>, arm: &ArmRun, hints: &mut St
         STRIP * SCALE,
         worst * 100.0
     )?;
-    let style = theme::text(10, Ink::Muted.color(), HPos::Right, VPos::Center);
+    let style = theme::text(11, Ink::Muted.color(), HPos::Right, VPos::Center);
     root.draw(&Text::new("PSI", (x(0.0) - 3 * SCALE, (top + bottom) / 2), style))?;
     Ok(())
 }

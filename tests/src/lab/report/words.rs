@@ -3,7 +3,7 @@
 use super::frontier::lost;
 use crate::lab::results::{BALLAST, Cell, STATIC, Summary};
 use crate::lab::stats;
-use crate::lab::summary::{Place, Standing, is_rival};
+use crate::lab::summary::{Place, Standing, counted, is_rival};
 use std::time::{Duration, SystemTime};
 
 /// Milliseconds as people say them.
@@ -32,12 +32,6 @@ pub fn date(unix: u64) -> String {
     // A file may say anything; the library knows no year after 9999.
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs(unix.min(253_402_300_799));
     humantime::format_rfc3339_seconds(at).to_string().replace('T', " ").replace('Z', " UTC")
-}
-
-/// `1 kill`, `2 kills`.
-#[must_use]
-pub fn count(n: u64, one: &str) -> String {
-    format!("{n} {one}{}", if n == 1 { "" } else { "s" })
 }
 
 fn list(names: &[String]) -> String {
@@ -103,7 +97,7 @@ fn ours(summary: &Summary) -> Option<String> {
         "{BALLAST} saved {:.0} % of the memory that {STATIC} held and kept {:.0} % of its throughput{p99} (medians of {}){oracle}; {lost}.",
         ours.saved,
         ours.kept,
-        count(cells.len() as u64, "experiment"),
+        counted(cells.len() as u64, "experiment"),
     ))
 }
 
