@@ -2,8 +2,8 @@
 //! its first screen what was found.
 //!
 //! ```text
-//!   findings, figures asked ── frontier ── laws by workloads ── per experiment: latency, time lines ── probes, agents
-//!      words, tables           frontier        tables                   latency, timeline               probes
+//!   findings, figures asked ── frontier ── laws by workloads ── per experiment: work, latency, time lines ── probes, agents
+//!      words, tables           frontier        tables              phases, latency, timeline            probes
 //! ```
 //! The page is also well-formed XML, which is how a test knows that nothing in it is left open. To look at it:
 //! ```text
@@ -16,6 +16,7 @@
 mod frontier;
 mod labels;
 mod latency;
+mod phases;
 mod probes;
 mod tables;
 mod theme;
@@ -112,7 +113,7 @@ fn head(
     )?;
     html.push_str("<ul class=\"found\">");
     for sentence in words::findings(summary, standings) {
-        write!(html, "<li>{}</li>", escaped(&sentence))?;
+        write!(html, "<li>{}</li>", escaped(&sentence.replace(" %", "\u{a0}%")))?;
     }
     html.push_str("</ul>\n");
     html.push_str(&tables::figures(figures));
@@ -222,15 +223,24 @@ fn each(html: &mut String, summary: &Summary, blocks: &[Block]) -> Result<()> {
     html.push_str("<h2>Experiment by experiment</h2>\n<div class=\"tabs\"></div>\n");
     for (i, experiment) in experiments(blocks).iter().enumerate() {
         write!(html, "<section class=\"tab\" id=\"e{i}\" data-name=\"{0}\">\n<h3>{0}</h3>", escaped(experiment.name))?;
+        html.push_str("<div class=\"plots wide\">");
+        if let Some(svg) = phases::draw(experiment.name, &experiment.blocks, &experiment.arms())? {
+            write!(
+                html,
+                "<figure><figcaption><b>Work by phase</b> <span class=\"muted\">median, range of repetitions; cross: a kill\
+                 </span></figcaption>{svg}</figure>"
+            )?;
+        }
         if let Some(svg) = latency::draw(experiment.name, &experiment.blocks, &experiment.arms())? {
             write!(
                 html,
-                "<figure class=\"hero\"><figcaption><b>Latency by percentile</b> <span class=\"muted\">all measured phases \
-                and repetitions; both axes logarithmic</span></figcaption>{svg}</figure>"
+                "<figure><figcaption><b>Latency by percentile</b> <span class=\"muted\">all measured phases and \
+                 repetitions</span></figcaption>{svg}</figure>"
             )?;
         } else {
-            html.push_str("<p class=\"note\">This work has no single operations, so there are no latencies.</p>\n");
+            html.push_str("<p class=\"note\">This work has no single operations, so there are no latencies.</p>");
         }
+        html.push_str("</div>\n");
         lines(html, summary, experiment)?;
         html.push_str("</section>\n");
     }

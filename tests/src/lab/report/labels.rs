@@ -1,5 +1,13 @@
 //! Names beside points, so that nobody has to look up a legend: each goes to the nearest free place.
 
+use super::theme::{self, Root, SCALE};
+use crate::lab::results::BALLAST;
+use anyhow::Result;
+use plotters::element::{PathElement, Text};
+use plotters::style::FontStyle;
+use plotters::style::text_anchor::{HPos, VPos};
+use std::ops::Range;
+
 /// A rectangle: left, top, right, bottom, drawn pixels.
 pub type Area = (i32, i32, i32, i32);
 
@@ -82,6 +90,32 @@ pub fn column(wanted: &[i32], gap: i32, (top, bottom): (i32, i32)) -> Vec<i32> {
         highest = placed[i] - gap;
     }
     placed
+}
+
+/// Names of arms in a column at the right of a plot, each tied to the end of its line.
+///
+/// # Errors
+/// None that a reader could cause: it is drawn into memory.
+pub fn at_ends(
+    root: &Root<'_>,
+    (xs, ys): (Range<i32>, Range<i32>),
+    ends: &[(&str, (i32, i32))],
+    size: i32,
+) -> Result<()> {
+    let wanted: Vec<i32> = ends.iter().map(|(_, end)| end.1).collect();
+    let gap = (size + 3) * SCALE;
+    let heights = column(&wanted, gap, (ys.start + gap / 3, ys.end - gap / 3));
+    for ((arm, end), y) in ends.iter().zip(heights) {
+        let color = theme::arm(arm);
+        let left = xs.end + 14 * SCALE;
+        root.draw(&PathElement::new(vec![*end, (left - 3 * SCALE, y)], theme::line(color, 8)))?;
+        let mut style = theme::text(size, color, HPos::Left, VPos::Center);
+        if *arm == BALLAST {
+            style.font = style.font.style(FontStyle::Bold);
+        }
+        root.draw(&Text::new((*arm).to_owned(), (left, y), style))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

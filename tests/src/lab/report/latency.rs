@@ -13,11 +13,11 @@ use plotters::style::text_anchor::{HPos, VPos};
 use std::collections::BTreeMap;
 
 /// Nominal size.
-const SIZE: (i32, i32) = (520, 310);
+pub const SIZE: (i32, i32) = (520, 310);
 /// Nines at the right end: 99.99 %.
 const NINES: f64 = 4.0;
 /// Nominal width of the column of names.
-const NAMES: i32 = 134;
+pub const NAMES: i32 = 134;
 
 /// Latencies of an arm: upper ends of buckets, milliseconds, and the share of operations at most so long.
 fn shares(blocks: &[&Block], arm: &str) -> (u64, Vec<(f64, f64)>) {
@@ -118,26 +118,14 @@ pub fn draw(name: &str, blocks: &[&Block], arms: &[&str]) -> Result<Option<Strin
                 theme::line(theme::arm(arm), tenths),
             ))?;
         }
-        let ends: Vec<(i32, i32)> = curves
-            .iter()
-            .map(|(_, c)| c.last().copied().unwrap_or((0.0, low)))
-            .map(|(n, ms)| chart.backend_coord(&(n, ms.log10())))
-            .collect();
-        let (xs, ys) = chart.plotting_area().get_pixel_range();
-        let wanted: Vec<i32> = ends.iter().map(|e| e.1).collect();
-        let heights = labels::column(&wanted, 15 * SCALE, (ys.start + 4 * SCALE, ys.end - 4 * SCALE));
-        for (((arm, curve), end), y) in curves.iter().zip(ends).zip(heights) {
-            let color = theme::arm(arm);
-            let left = xs.end + 14 * SCALE;
-            root.draw(&PathElement::new(vec![end, (left - 3 * SCALE, y)], theme::line(color, 8)))?;
-            let mut style = theme::text(12, color, HPos::Left, VPos::Center);
-            if *arm == BALLAST {
-                style.font = style.font.style(FontStyle::Bold);
-            }
-            root.draw(&Text::new((*arm).to_owned(), (left, y), style))?;
+        let mut ends = Vec::new();
+        for (arm, curve) in &curves {
+            let (n, ms) = curve.last().copied().unwrap_or((0.0, low));
+            ends.push((*arm, chart.backend_coord(&(n, ms.log10()))));
             let at = |n: f64| curve.iter().find(|p| p.0 >= n).map_or("unknown".to_owned(), |p| super::words::ms(p.1));
             words.push(format!("{arm} {} at 90 %, {} at 99 %", at(1.0), at(2.0)));
         }
+        labels::at_ends(&root, chart.plotting_area().get_pixel_range(), &ends, 12)?;
         root.present()?;
     }
     Ok(Some(theme::finish(&svg, &format!("Latency by percentile in {name}: {}", words.join("; ")), "")))

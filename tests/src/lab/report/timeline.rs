@@ -86,10 +86,9 @@ pub fn draw(block: &Block, arm: &ArmRun, scale: Scale) -> Result<Option<String>>
     Ok(Some(theme::finish(&svg, &words, &hints)))
 }
 
-/// A phase's throughput to that of `static` in the same block.
+/// A phase's throughput to that of the same phase under `static`.
 #[must_use]
-pub fn to_static(block: &Block, phase: &PhaseRun) -> Option<f64> {
-    let reference = pairs::arm(block, STATIC)?;
+pub fn to_reference(reference: &ArmRun, phase: &PhaseRun) -> Option<f64> {
     let same = reference.phases.iter().find(|p| p.index == phase.index && p.guest == phase.guest)?;
     Some(pairs::throughput(phase)? / pairs::throughput(same)?).filter(|r| r.is_finite())
 }
@@ -102,7 +101,8 @@ fn shade(root: &Root<'_>, chart: &mut Chart<'_, '_>, block: &Block, arm: &ArmRun
         chart.draw_series([Rectangle::new([(from, 0.0), (to, top)], Ink::Shade.color().filled())])?;
         let (left, above) = chart.backend_coord(&(from, top));
         let (right, below) = chart.backend_coord(&(to, 0.0));
-        let ratio = to_static(block, phase).filter(|_| phase.measured);
+        let reference = pairs::arm(block, STATIC).filter(|_| phase.measured);
+        let ratio = reference.and_then(|r| to_reference(r, phase));
         let killed = phase.outcome.killed > 0 || phase.during.oom_kills > 0;
         let mut words = format!(
             "{}. {} in {}, {:.1} to {:.1} s: {:.1} {}/s",
@@ -259,8 +259,8 @@ fn pressure(root: &Root<'_>, chart: &Chart<'_, '_>, arm: &ArmRun, hints: &mut St
     let shares = stalls(arm, end_s);
     for (i, share) in shares.iter().enumerate().filter(|(_, s)| **s >= 0.005) {
         let (from, to) = (i as f64 * 2.0, (i + 1) as f64 * 2.0);
-        let strength = (0.25 + 0.75 * share.sqrt() * 100.0).round() / 100.0;
-        let ink = Ink::Bad.color().mix(strength.clamp(0.25, 1.0)).filled();
+        let strength = (25.0 + 75.0 * share.sqrt()).round() / 100.0;
+        let ink = Ink::Bad.color().mix(strength).filled();
         root.draw(&Rectangle::new([(x(from), top), (x(to).max(x(from) + 2), bottom)], ink))?;
     }
     let worst = shares.iter().copied().fold(0.0, f64::max);

@@ -11,9 +11,9 @@ use std::time::{Duration, SystemTime};
 pub fn ms(ms: f64) -> String {
     match ms {
         v if v >= 10_000.0 => format!("{:.0} s", v / 1000.0),
-        v if v >= 1000.0 => format!("{:.1} s", v / 1000.0),
+        v if v >= 1000.0 => format!("{:.1} s", v / 1000.0).replace(".0 ", " "),
         v if v >= 10.0 => format!("{v:.0} ms"),
-        v if v >= 1.0 => format!("{v:.1} ms"),
+        v if v >= 1.0 => format!("{v:.1} ms").replace(".0 ", " "),
         v if v >= 0.01 => format!("{:.0} µs", v * 1000.0),
         v => format!("{:.1} µs", v * 1000.0),
     }
@@ -85,7 +85,7 @@ fn ours(summary: &Summary) -> Option<String> {
     let ours = over(summary, BALLAST)?;
     let cells: Vec<&Cell> = summary.cells.iter().filter(|c| c.arm == BALLAST).collect();
     let p99: Vec<f64> = cells.iter().filter_map(|c| c.p99_ratio).collect();
-    let p99 = stats::median(&p99).map_or(String::new(), |r| format!(" and {r:.2} times its p99 latency"));
+    let p99 = stats::median(&p99).map_or(String::new(), |r| format!(" at {r:.2} times its p99 latency"));
     let oracle: Vec<f64> = cells.iter().filter_map(|c| c.oracle_ratio).collect();
     let oracle = stats::median(&oracle)
         .map_or(String::new(), |r| format!("; it held {r:.2} times what the smallest harmless fixed size would have"));

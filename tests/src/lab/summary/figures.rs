@@ -1,6 +1,6 @@
 //! The figures that were asked for, each reached or not, and where ours stands against each rival.
 
-use super::{counted, experiments, is_rival, pairs};
+use super::{experiments, is_rival, pairs};
 use crate::lab::results::{BALLAST, Block, Cell, Interval, Summary};
 use crate::lab::stats::{self, Difference};
 use serde::Serialize;
@@ -161,10 +161,10 @@ fn place(ours: &Cell, theirs: &Cell, memory: Ratio, throughput: Ratio, noise: f6
     let lost = |c: &Cell| c.oom_kills.max(c.killed) + c.failed_allocations;
     let (ours, theirs) = (lost(ours), lost(theirs));
     if ours > theirs {
-        return (Place::Lost, format!("{} or refused allocations against {theirs}", counted(ours, "kill")));
+        return (Place::Lost, format!("ours killed or refused {ours}, it {theirs}"));
     }
     if theirs > ours {
-        return (Place::Ahead, format!("{} or refused allocations of its against {ours}", counted(theirs, "kill")));
+        return (Place::Ahead, format!("it killed or refused {theirs}, ours {ours}"));
     }
     let (Some((m, m_interval)), Some((t, t_interval))) = (memory, throughput) else {
         return (Place::Level, "nothing to compare".to_owned());
