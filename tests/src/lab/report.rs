@@ -2,8 +2,8 @@
 //! its first screen what was found.
 //!
 //! ```text
-//!   findings, figures asked ── frontier ── laws by workloads ── per experiment: latency, time lines ── probes, agents
-//!      words, tables           frontier        tables                   latency, timeline               probes
+//!   findings, figures asked ── frontier ── laws by workloads ── per experiment: work, latency, time lines ── probes, agents
+//!      words, tables           frontier        tables              phases, latency, timeline            probes
 //! ```
 //! The page is also well-formed XML, which is how a test knows that nothing in it is left open. To look at it:
 //! ```text
@@ -16,6 +16,7 @@
 mod frontier;
 mod labels;
 mod latency;
+mod phases;
 mod probes;
 mod tables;
 mod theme;
@@ -24,15 +25,16 @@ mod words;
 
 use super::results::{ArmRun, BALLAST, Block, Cell, Summary};
 use super::stats;
-use super::summary::{self, Experiment, Figure, Standing, experiments, pairs};
+use super::summary::{self, Experiment, Figure, Standing, counted, experiments, pairs};
 use anyhow::{Context, Result};
 use ballast_protocol::Bytes;
+use frontier::Axes;
 use std::fmt::Write;
 use std::path::Path;
 use theme::escaped;
 
-/// Nominal size of the frontier over all experiments, and of one among several.
-const LARGE: (i32, i32) = (760, 440);
+/// Nominal size of the frontier over all experiments on a wide page, and of one among several, or on a phone.
+const LARGE: (i32, i32) = (960, 440);
 const SMALL: (i32, i32) = (400, 320);
 
 /// Writes `report.html` into a run's folder.
@@ -57,7 +59,7 @@ pub fn page(summary: &Summary, blocks: &[Block]) -> Result<String> {
     write!(
         html,
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/><meta name=\"viewport\" \
-         content=\"width=device-width, initial-scale=1\"/><title>Ballast lab: {}, {}</title><style>{}{}</style></head>\n<body>\n",
+         content=\"width=device-width, initial-scale=1\"/><title>Ballast lab: {}, {}</title><style>{}{}</style></head>\n<body>",
         escaped(&summary.run.asked),
         words::date(summary.run.started_unix),
         theme::css(),
@@ -73,7 +75,7 @@ pub fn page(summary: &Summary, blocks: &[Block]) -> Result<String> {
     html.push_str(&tables::agents(summary));
     html.push_str("</main>\n");
     foot(&mut html, summary)?;
-    write!(html, "<script>{}</script>\n</body></html>\n", include_str!("report/page.js"))?;
+    write!(html, "<script>{}</script>\n</body></html>", include_str!("report/page.js"))?;
     Ok(html)
 }
 
@@ -100,18 +102,18 @@ fn head(
     let repetitions = all.iter().map(|e| e.blocks.len()).max().unwrap_or(0);
     write!(
         html,
-        "<header>\n<p class=\"eyebrow\">Ballast lab · {}</p>\n<h1>What {} did to {}</h1>\n",
+        "<header>\n<p class=\"eyebrow\">Ballast lab · {}</p>\n<h1>What {} did to {}</h1>",
         escaped(&run.asked),
         if arms.len() == 1 {
             "one way of sharing memory".to_owned()
         } else {
             format!("{} ways of sharing memory", arms.len())
         },
-        words::count(all.len() as u64, "workload"),
+        counted(all.len() as u64, "workload"),
     )?;
     html.push_str("<ul class=\"found\">");
     for sentence in words::findings(summary, standings) {
-        write!(html, "<li>{}</li>", escaped(&sentence))?;
+        write!(html, "<li>{}</li>", escaped(&sentence.replace(" %", "\u{a0}%")))?;
     }
     html.push_str("</ul>\n");
     html.push_str(&tables::figures(figures));
@@ -128,12 +130,12 @@ fn head(
                 "{} ({} with an arm that ended early), up to {} of an experiment",
                 summary.blocks,
                 summary.broken,
-                words::count(repetitions as u64, "repetition")
+                counted(repetitions as u64, "repetition")
             ),
         ),
         (
             "Machine",
-            format!("{}, {}, {} MiB{warm}", machine.cpu, words::count(machine.cpus as u64, "CPU"), machine.memory_mib),
+            format!("{}, {}, {} MiB{warm}", machine.cpu, counted(machine.cpus as u64, "CPU"), machine.memory_mib),
         ),
         ("Kernel", machine.kernel.clone()),
         ("Hypervisor", format!("{}, {}", machine.qemu, machine.accelerator)),
@@ -165,16 +167,20 @@ fn frontiers(html: &mut String, summary: &Summary, blocks: &[Block]) -> Result<(
         return Ok(());
     }
     if all.len() > 1 {
-        let over = frontier::draw("all experiments", &frontier::over_all(&points), LARGE)?;
+        let over = frontier::over_all(&points);
+        let scale = Axes::of(over.iter());
         write!(
             html,
-            "<figure class=\"hero\"><figcaption><b>All experiments</b> <span class=\"muted\">medians; faint: single \
-            experiments</span></figcaption>{over}</figure>\n"
+            "<figure><figcaption><b>All experiments</b> <span class=\"muted\">medians; faint: single experiments</span>\
+             </figcaption><div class=\"on-wide\">{}</div><div class=\"on-narrow\">{}</div></figure>",
+            frontier::draw("all experiments", &over, &scale, LARGE)?,
+            frontier::draw("all experiments", &over, &scale, SMALL)?
         )?;
     }
+    let scale = Axes::of(points.iter().flatten());
     html.push_str("<div class=\"plots\">");
     for (experiment, points) in all.iter().zip(&points).filter(|(_, p)| !p.is_empty()) {
-        let svg = frontier::draw(experiment.name, points, SMALL)?;
+        let svg = frontier::draw(experiment.name, points, &scale, SMALL)?;
         write!(
             html,
             "<figure><figcaption><b>{}</b> <span class=\"muted\">bars: 95 % intervals</span></figcaption>{svg}</figure>",
@@ -194,11 +200,7 @@ fn laws(html: &mut String, summary: &Summary, standings: &[Standing]) -> Result<
         html.push_str("<p class=\"note\">This run has no arm <i>static</i>: there are no ratios.</p>\n");
     }
     html.push_str(&tables::matrix(summary));
-    write!(
-        html,
-        "<details><summary>All figures with their intervals</summary>{}</details>\n",
-        tables::details(summary)
-    )?;
+    write!(html, "<details><summary>All figures with their intervals</summary>{}</details>", tables::details(summary))?;
     if !standings.is_empty() {
         write!(
             html,
@@ -220,20 +222,25 @@ fn laws(html: &mut String, summary: &Summary, standings: &[Standing]) -> Result<
 fn each(html: &mut String, summary: &Summary, blocks: &[Block]) -> Result<()> {
     html.push_str("<h2>Experiment by experiment</h2>\n<div class=\"tabs\"></div>\n");
     for (i, experiment) in experiments(blocks).iter().enumerate() {
-        write!(
-            html,
-            "<section class=\"tab\" id=\"e{i}\" data-name=\"{0}\">\n<h3>{0}</h3>\n",
-            escaped(experiment.name)
-        )?;
+        write!(html, "<section class=\"tab\" id=\"e{i}\" data-name=\"{0}\">\n<h3>{0}</h3>", escaped(experiment.name))?;
+        html.push_str("<div class=\"plots wide\">");
+        if let Some(svg) = phases::draw(experiment.name, &experiment.blocks, &experiment.arms())? {
+            write!(
+                html,
+                "<figure><figcaption><b>Work by phase</b> <span class=\"muted\">median, range of repetitions; cross: a kill\
+                 </span></figcaption>{svg}</figure>"
+            )?;
+        }
         if let Some(svg) = latency::draw(experiment.name, &experiment.blocks, &experiment.arms())? {
             write!(
                 html,
-                "<figure class=\"hero\"><figcaption><b>Latency by percentile</b> <span class=\"muted\">all measured phases \
-                and repetitions; both axes logarithmic</span></figcaption>{svg}</figure>\n"
+                "<figure><figcaption><b>Latency by percentile</b> <span class=\"muted\">all measured phases and \
+                 repetitions</span></figcaption>{svg}</figure>"
             )?;
         } else {
-            html.push_str("<p class=\"note\">This work has no single operations, so there are no latencies.</p>\n");
+            html.push_str("<p class=\"note\">This work has no single operations, so there are no latencies.</p>");
         }
+        html.push_str("</div>\n");
         lines(html, summary, experiment)?;
         html.push_str("</section>\n");
     }
@@ -244,7 +251,7 @@ fn lines(html: &mut String, summary: &Summary, experiment: &Experiment<'_>) -> R
     let Some(block) = median_block(experiment) else { return Ok(()) };
     let budget = summary.run.experiments.get(experiment.name).and_then(|text| budget_mib(text));
     let scale = timeline::Scale::of(block, budget);
-    write!(html, "<h3>Time lines of repetition {}, the median one; MiB of all guests</h3>\n", block.repetition)?;
+    write!(html, "<h3>Time lines of repetition {}, the median one; MiB of all guests</h3>", block.repetition)?;
     html.push_str(&key(budget));
     html.push_str("<div class=\"plots wide\">");
     for arm in &block.arms {
@@ -273,7 +280,7 @@ fn arm_note(arm: &ArmRun) -> String {
     let kills: u64 = arm.guests.iter().map(|g| g.totals.oom_kills).sum();
     let killed = arm.phases.iter().map(|p| p.outcome.killed).sum::<u64>().max(kills);
     let killed = (killed > 0).then(|| format!("{killed} killed"));
-    let orders = (!arm.orders.is_empty()).then(|| words::count(arm.orders.len() as u64, "order"));
+    let orders = (!arm.orders.is_empty()).then(|| counted(arm.orders.len() as u64, "order"));
     [held, killed, orders].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
@@ -363,7 +370,7 @@ fn bandwidth(html: &mut String, blocks: &[Block]) -> Result<()> {
 fn foot(html: &mut String, summary: &Summary) -> Result<()> {
     html.push_str("<footer>\n<h2>Settings</h2>\n");
     for (name, text) in &summary.run.experiments {
-        write!(html, "<details><summary>{}</summary><pre>{}</pre></details>\n", escaped(name), escaped(text))?;
+        write!(html, "<details><summary>{}</summary><pre>{}</pre></details>", escaped(name), escaped(text))?;
     }
     let asked = &summary.run.asked;
     let order = if asked.ends_with(".toml") { asked.clone() } else { format!("--suite {asked}") };
@@ -372,7 +379,7 @@ fn foot(html: &mut String, summary: &Summary) -> Result<()> {
         "<h2>How to do it again</h2>\n<pre>git checkout {}\nmake image\ncargo run --release -p ballast-tests --bin ballast-lab -- run {}</pre>\n\
          <p class=\"note\">Figures are medians of ratios paired by repetition and phase; intervals are 95 % percentile intervals of \
          2000 bootstrap resamples that draw repetitions first and phases within them second. This page, summary.json and \
-         summary.csv are made from the blocks by <code>ballast-lab report</code>.</p>\n</footer>\n",
+         summary.csv are made from the blocks by <code>ballast-lab report</code>.</p>\n</footer>",
         escaped(summary.run.version.trim_end_matches("-dirty")),
         escaped(&order)
     )?;

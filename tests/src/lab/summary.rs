@@ -245,3 +245,10 @@ pub fn in_words(ratio: f64, interval: Option<Interval>, noise: f64, good: Good) 
 pub fn is_rival(arm: &str) -> bool {
     arm != STATIC && arm != BALLAST
 }
+
+/// `1 kill`, `2 kills`.
+#[must_use]
+pub fn counted(n: u64, one: &str) -> String {
+    let many = if n == 1 { "" } else { "s" };
+    format!("{n} {one}{many}")
+}

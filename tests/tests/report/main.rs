@@ -8,7 +8,8 @@ mod world;
 
 use ballast_tests::lab::results::*;
 use ballast_tests::lab::work::{Latency, Outcome};
-use ballast_tests::lab::{compare, summary};
+use ballast_tests::lab::{compare, report, summary};
+use quick_xml::events::Event;
 use std::path::Path;
 
 fn phase(index: usize, throughput: f64, p99: Option<f64>) -> PhaseRun {
@@ -196,7 +197,7 @@ fn the_search_looks_twice_and_stops() {
     let summary = summary::of(world::run(), &blocks);
     let oracle = &summary.oracles["hand"];
     assert_eq!((oracle.size_mib, oracle.resident_mib), (340, 340.0));
-    assert_eq!(oracle.lost_at, Some((320, "1 OOM kills".to_owned())));
+    assert_eq!(oracle.lost_at, Some((320, "1 OOM kill".to_owned())));
     near(cell(&summary, "hand", "ballast").oracle_ratio, 256.0 / 340.0);
 }
 
@@ -211,7 +212,7 @@ fn a_size_loses_by_work_latency_stall_or_death() {
     let why = |change| lost(change).map(|(mib, why)| format!("{mib}: {why}")).unwrap();
     assert_eq!(why(|a| a.phases[0].outcome.throughput = 90.0), "300: throughput 0.90 of static");
     assert_eq!(why(|a| a.phases[0] = phase(0, 99.0, Some(13.0))), "300: p99 latency 1.30 of static");
-    assert_eq!(why(|a| a.phases[0].outcome.killed = 1), "300: 1 killed processes");
+    assert_eq!(why(|a| a.phases[0].outcome.killed = 1), "300: 1 killed worker");
     assert_eq!(why(|a| a.phases[0].outcome.failed_allocations = 4), "300: 4 failed allocations");
     assert_eq!(why(|a| a.guests[0].totals.stall_some_ms = 60.0), "300: 60 ms more stall than static a repetition");
     assert_eq!(why(|a| a.error = Some("QEMU died".to_owned())), "300: ended early: QEMU died");
@@ -282,6 +283,106 @@ fn arms_and_runs_are_compared() {
 fn sample() {
     let folder = ballast_tests::paths::target().join("lab-sample");
     world::write(&folder, &world::run(), &world::blocks(1, 3));
-    summary::summarise(&folder).unwrap();
+    let summary = summary::summarise(&folder).unwrap();
+    report::write(&folder, &summary, &results_of(&folder)).unwrap();
     println!("{}", folder.display());
+}
+
+fn page(seed: u64) -> String {
+    let blocks = world::blocks(seed, 3);
+    report::page(&summary::of(world::run(), &blocks), &blocks).unwrap()
+}
+
+/// Every element of a page, as name, attributes and whether it is empty. Fails when the page is not well-formed.
+fn elements(page: &str) -> Vec<(String, Vec<(String, String)>)> {
+    let body = page.strip_prefix("<!DOCTYPE html>").unwrap();
+    let mut reader = quick_xml::Reader::from_str(body);
+    reader.config_mut().check_end_names = true;
+    let mut found = Vec::new();
+    let mut depth = 0;
+    loop {
+        let (element, opens) = match reader.read_event().unwrap() {
+            Event::Start(e) => (e, 1),
+            Event::Empty(e) => (e, 0),
+            Event::End(_) => {
+                depth -= 1;
+                continue;
+            }
+            Event::Eof => break,
+            _ => continue,
+        };
+        depth += opens;
+        let attributes = element.attributes().map(|a| {
+            let a = a.unwrap();
+            (a.key.0.to_owned(), a.normalized_value(quick_xml::XmlVersion::Implicit1_0).unwrap().into_owned())
+        });
+        found.push((element.name().0.to_owned(), attributes.collect()));
+    }
+    assert_eq!(depth, 0);
+    found
+}
+
+#[test]
+fn the_page_is_one_well_formed_file_that_loads_nothing() {
+    let page = page(1);
+    assert!(page.len() < 3 << 20, "{} bytes", page.len());
+    assert_eq!(page, self::page(1), "the same blocks, the same page");
+    assert!(!page.contains("://") && !page.contains("@import") && !page.contains("url("), "it loads something");
+    for odd in ["NaN", "inf\"", "inf ", "-0 %", "&lt;b&gt; &amp;amp;"] {
+        assert!(!page.contains(odd), "{odd}: {}", &page[page.find(odd).unwrap() - 80..][..160]);
+    }
+    let elements = elements(&page);
+    for (name, attributes) in &elements {
+        let loads = attributes.iter().any(|(key, _)| matches!(key.as_str(), "src" | "href" | "srcset" | "data"));
+        assert!(!loads && name != "link" && name != "iframe", "{name} {attributes:?}");
+        for (key, value) in attributes.iter().filter(|(key, _)| matches!(key.as_str(), "fill" | "stroke")) {
+            assert!(value.starts_with("var(--") || value == "none", "{name} {key} {value} does not follow the theme");
+        }
+    }
+    let count = |name: &str| elements.iter().filter(|(n, _)| n == name).count();
+    // Forty time lines less the two arms that were not seen (and one may be in the median repetition), five frontiers
+    // and two of all, four latencies, one scatter, and the keys.
+    assert!(count("svg") > 38 + 7 + 4 + 1, "{}", count("svg"));
+    assert_eq!(count("section"), 5);
+    let plots = elements.iter().filter(|(n, a)| n == "svg" && a.iter().any(|(k, _)| k == "role"));
+    for (_, attributes) in plots {
+        let words = attributes.iter().find(|(k, _)| k == "aria-label").map(|(_, v)| v.len());
+        assert!(words > Some(20), "a plot without words: {attributes:?}");
+    }
+}
+
+#[test]
+fn the_page_says_what_was_found() {
+    let page = page(1);
+    assert!(page.contains("What 8 ways of sharing memory did to 5 workloads"));
+    assert!(page.contains("2026-11-21 07:43:20 UTC") && page.contains("v0.1.0-12-gabcdef0"));
+    assert!(page.contains("An Emulated &lt;CPU&gt; @ 2.1 GHz"), "what a machine calls itself is not trusted");
+    assert!(page.contains("give: &lt;free memory&gt; is falling"), "the reason of an order");
+    assert!(page.contains("the host's budget, 700 MiB"));
+    assert!(page.contains("2 arms ended early") && page.contains("guest mom did not boot within 60 s"));
+    assert!(page.contains("Spearman's rank correlation over"));
+    let other = self::page(2);
+    let finding = |page: &str| page[page.find("<ul class=\"found\">").unwrap()..][..300].to_owned();
+    assert_ne!(finding(&page), finding(&other), "it is computed");
+}
+
+#[test]
+fn a_page_can_be_made_of_next_to_nothing() {
+    let none = report::page(&summary::of(world::run(), &[]), &[]).unwrap();
+    elements(&none);
+    assert!(none.contains("No arm could be compared with static"));
+    // One arm alone, without reference, without latency, without a look at its guests.
+    let blocks = [world::block("lonely", 1, vec![arm("mom", 100.0, vec![phase(0, 5.0, None)])], false)];
+    let lonely = report::page(&summary::of(world::run(), &blocks), &blocks).unwrap();
+    elements(&lonely);
+    assert!(lonely.contains("has no arm <i>static</i>") && lonely.contains("Nothing was seen of it"));
+    // Figures that no machine should give, but a broken one may.
+    let mut odd = world::blocks(1, 1);
+    for guest in odd.iter_mut().flat_map(|b| &mut b.arms).flat_map(|a| &mut a.guests) {
+        guest.totals.watched_s = 0.0;
+        guest.series.truncate(1);
+    }
+    let odd = report::page(&summary::of(world::run(), &odd), &odd).unwrap();
+    elements(&odd);
+    assert!(!odd.contains("NaN"));
 }

@@ -1,14 +1,13 @@
 //! The picture to remember: memory saved to the right, service kept upwards, and the line that nobody is beyond.
 
 use super::labels;
-use super::theme::{self, Ink, SCALE};
+use super::theme::{self, Chart, Ink, Root, SCALE};
 use crate::lab::results::{BALLAST, Cell, Interval};
 use crate::lab::stats;
 use anyhow::Result;
-use plotters::coord::Shift;
-use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
+use std::ops::Range;
 
 /// An arm in this picture. Both axes in percent of `static`.
 #[derive(Clone, Debug)]
@@ -85,22 +84,21 @@ fn frontier(points: &[Point]) -> Vec<(f64, f64)> {
     best
 }
 
-type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
-type Root<'b> = DrawingArea<SVGBackend<'b>, Shift>;
-
 /// Draws it, of a nominal size.
 ///
 /// # Errors
 /// None that a reader could cause: it is drawn into memory.
-pub fn draw(name: &str, points: &[Point], (wide, high): (i32, i32)) -> Result<String> {
+pub fn draw(name: &str, points: &[Point], scale: &Axes, (wide, high): (i32, i32)) -> Result<String> {
     let mut svg = String::new();
     let mut hints = String::new();
     {
         let size = ((wide * SCALE) as u32, (high * SCALE) as u32);
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        let mut chart = axes(&root, points)?;
+        let mut chart = axes(&root, scale)?;
         let best = frontier(points);
-        step(&mut chart, &best)?;
+        let line = staircase(&best, chart.x_range().start, chart.y_range().start);
+        let style = theme::line(Ink::Muted.color(), 15);
+        chart.draw_series(DashedLineSeries::new(line, 6 * SCALE as u32, 4 * SCALE as u32, style))?;
         for point in points.iter().filter(|p| p.arm != BALLAST).chain(points.iter().filter(|p| p.arm == BALLAST)) {
             mark(&mut chart, point)?;
             let at = chart.backend_coord(&(point.saved, point.kept));
@@ -123,23 +121,36 @@ fn words(point: &Point) -> String {
     format!("{}: saves {saved} of memory, keeps {kept} of throughput{lost}", point.arm)
 }
 
-fn axes<'a, 'b>(root: &'a Root<'b>, points: &[Point]) -> Result<Chart<'a, 'b>> {
-    let all = || points.iter().flat_map(|p| p.each.iter().copied().chain([(p.saved, p.kept)]));
-    let (mut right, mut low, mut left, mut top) = (20.0_f64, 80.0_f64, 0.0_f64, 104.0_f64);
-    for (saved, kept) in all() {
-        right = right.max(saved);
-        left = left.min(saved);
-        low = low.min(kept);
-        top = top.max(kept + 3.0);
+/// Axes that several pictures share, so that they can be compared at a glance.
+#[derive(Clone, Debug)]
+pub struct Axes {
+    saved: Range<f64>,
+    kept: Range<f64>,
+}
+
+impl Axes {
+    /// With room for all of these.
+    #[must_use]
+    pub fn of<'a>(points: impl Iterator<Item = &'a Point>) -> Self {
+        let (mut right, mut low, mut left, mut top) = (20.0_f64, 80.0_f64, 0.0_f64, 104.0_f64);
+        for (saved, kept) in points.flat_map(|p| p.each.iter().copied().chain([(p.saved, p.kept)])) {
+            right = right.max(saved);
+            left = left.min(saved);
+            low = low.min(kept);
+            top = top.max(kept + 3.0);
+        }
+        let saved = ((left - 2.0) / 5.0).floor() * 5.0..(right / 10.0 + 0.6).ceil() * 10.0;
+        Self { saved, kept: (((low - 6.0) / 10.0).floor() * 10.0).max(-5.0)..top }
     }
-    let (left, right) = (((left - 2.0) / 5.0).floor() * 5.0, (right / 10.0 + 0.6).ceil() * 10.0);
-    let low = (((low - 6.0) / 10.0).floor() * 10.0).max(-5.0);
+}
+
+fn axes<'a, 'b>(root: &'a Root<'b>, axes: &Axes) -> Result<Chart<'a, 'b>> {
     let mut chart = ChartBuilder::on(root)
-        .margin_right(8 * SCALE)
+        .margin_right(18 * SCALE)
         .margin_top(10 * SCALE)
         .x_label_area_size(36 * SCALE)
-        .y_label_area_size(44 * SCALE)
-        .build_cartesian_2d(left..right, low..top)?;
+        .y_label_area_size(58 * SCALE)
+        .build_cartesian_2d(axes.saved.clone(), axes.kept.clone())?;
     let small = theme::text(11, Ink::Muted.color(), HPos::Center, VPos::Center);
     let percent = |v: &f64| format!("{v:.0} %");
     chart
@@ -160,17 +171,15 @@ fn axes<'a, 'b>(root: &'a Root<'b>, points: &[Point]) -> Result<Chart<'a, 'b>> {
 }
 
 /// Nobody without a kill is to the right of or above this line.
-fn step(chart: &mut Chart<'_, '_>, best: &[(f64, f64)]) -> Result<()> {
-    let (Some(first), Some(last)) = (best.first(), best.last()) else { return Ok(()) };
-    let mut line = vec![(chart.x_range().start, first.1)];
+fn staircase(best: &[(f64, f64)], left: f64, bottom: f64) -> Vec<(f64, f64)> {
+    let (Some(first), Some(last)) = (best.first(), best.last()) else { return Vec::new() };
+    let mut line = vec![(left, first.1)];
     for (saved, kept) in best {
         let before = line.last().map_or(*saved, |p| p.0);
         line.extend([(before, *kept), (*saved, *kept)]);
     }
-    line.push((last.0, chart.y_range().start));
-    let style = theme::line(Ink::Muted.color(), 15);
-    chart.draw_series(DashedLineSeries::new(line, 6 * SCALE as u32, 4 * SCALE as u32, style))?;
-    Ok(())
+    line.push((last.0, bottom));
+    line
 }
 
 fn mark(chart: &mut Chart<'_, '_>, point: &Point) -> Result<()> {
@@ -211,17 +220,19 @@ fn names(root: &Root<'_>, chart: &Chart<'_, '_>, points: &[Point]) -> Result<()>
     let sizes: Vec<(i32, i32)> =
         order.iter().map(|p| (theme::width(&text(p), size(p)), (size(p) + 2) * SCALE)).collect();
     let (xs, ys) = chart.plotting_area().get_pixel_range();
-    let bars: Vec<labels::Area> = order
-        .iter()
-        .filter_map(|p| {
-            let ci = p.kept_ci?;
-            let clip = |v: f64| v.clamp(chart.y_range().start, chart.y_range().end);
-            let (x, top) = chart.backend_coord(&(p.saved, clip(ci.high)));
-            let (_, bottom) = chart.backend_coord(&(p.saved, clip(ci.low)));
-            Some((x - 3, top, x + 3, bottom))
-        })
-        .collect();
-    let places = labels::beside(&at, &sizes, (xs.start, ys.start, xs.end, ys.end), &bars);
+    let (x, y) = (chart.x_range(), chart.y_range());
+    let pixel = |saved: f64, kept: f64| chart.backend_coord(&(saved.clamp(x.start, x.end), kept.clamp(y.start, y.end)));
+    let stroke =
+        |a: (i32, i32), b: (i32, i32)| (a.0.min(b.0) - 3, a.1.min(b.1) - 3, a.0.max(b.0) + 3, a.1.max(b.1) + 3);
+    let mut taken: Vec<labels::Area> = Vec::new();
+    for p in points {
+        let upright = p.kept_ci.map(|ci| stroke(pixel(p.saved, ci.high), pixel(p.saved, ci.low)));
+        let level = p.saved_ci.map(|ci| stroke(pixel(ci.low, p.kept), pixel(ci.high, p.kept)));
+        taken.extend(upright.into_iter().chain(level));
+    }
+    let line = staircase(&frontier(points), x.start, y.start);
+    taken.extend(line.windows(2).map(|w| stroke(pixel(w[0].0, w[0].1), pixel(w[1].0, w[1].1))));
+    let places = labels::beside(&at, &sizes, (xs.start, ys.start, xs.end, ys.end), &taken);
     for ((point, area), from) in order.iter().zip(places).zip(at) {
         let color = theme::arm(&point.arm);
         let middle = (area.1 + area.3) / 2;
@@ -259,7 +270,7 @@ mod tests {
         assert_eq!(frontier(&points), [(0.0, 100.0), (60.0, 97.0), (65.0, 60.0)]);
         let all = over_all(&[points.to_vec(), vec![at("ballast", 50.0, 99.0, 0)]]);
         assert_eq!((all.len(), all[3].saved, all[3].kept, all[1].lost), (5, 55.0, 98.0, 3));
-        let svg = draw("test", &points, (380, 300)).unwrap();
+        let svg = draw("test", &points, &Axes::of(points.iter()), (380, 300)).unwrap();
         assert!(svg.contains("mom ✕3") && svg.contains("ballast: saves 60 % of memory, keeps 97 %"), "{svg}");
     }
 }

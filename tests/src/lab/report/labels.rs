@@ -1,5 +1,13 @@
 //! Names beside points, so that nobody has to look up a legend: each goes to the nearest free place.
 
+use super::theme::{self, Root, SCALE};
+use crate::lab::results::BALLAST;
+use anyhow::Result;
+use plotters::element::{PathElement, Text};
+use plotters::style::FontStyle;
+use plotters::style::text_anchor::{HPos, VPos};
+use std::ops::Range;
+
 /// A rectangle: left, top, right, bottom, drawn pixels.
 pub type Area = (i32, i32, i32, i32);
 
@@ -19,7 +27,7 @@ pub fn beside(points: &[(i32, i32)], sizes: &[(i32, i32)], bounds: Area, taken: 
     for ((x, y), (wide, high)) in points.iter().zip(sizes) {
         let mut best: Option<(i64, Area)> = None;
         for ring in 0..6 {
-            let gap = 16 + ring * 18;
+            let gap = 20 + ring * 16;
             let around = [
                 (x + gap, y - high / 2),
                 (x - gap - wide, y - high / 2),
@@ -50,12 +58,27 @@ pub fn beside(points: &[(i32, i32)], sizes: &[(i32, i32)], bounds: Area, taken: 
     places
 }
 
-/// Heights for labels in one column, as near as can be to where they should be, at least `gap` apart, between two bounds.
+/// Heights for labels in one column, as near as can be to where they should be, `gap` apart, between two bounds.
+/// Labels that would touch become a block around the middle of where its members should be.
 #[must_use]
 pub fn column(wanted: &[i32], gap: i32, (top, bottom): (i32, i32)) -> Vec<i32> {
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     order.sort_by_key(|i| (wanted[*i], *i));
+    // A block: where its first should be, summed over its members, and their number.
+    let mut blocks: Vec<(i32, i32)> = Vec::new();
+    for &i in &order {
+        let mut block = (wanted[i], 1);
+        while let Some((sum, count)) = blocks.pop_if(|(sum, count)| *sum / *count + *count * gap > block.0 / block.1) {
+            block = (sum + block.0 - block.1 * count * gap, count + block.1);
+        }
+        blocks.push(block);
+    }
+    let mut heights = blocks.iter().flat_map(|(sum, count)| (0..*count).map(move |i| sum / count + i * gap));
     let mut placed = wanted.to_vec();
+    for &i in &order {
+        placed[i] = heights.next().unwrap_or(wanted[i]);
+    }
+    // What the bounds push back.
     let mut lowest = top;
     for &i in &order {
         placed[i] = placed[i].max(lowest);
@@ -67,6 +90,32 @@ pub fn column(wanted: &[i32], gap: i32, (top, bottom): (i32, i32)) -> Vec<i32> {
         highest = placed[i] - gap;
     }
     placed
+}
+
+/// Names of arms in a column at the right of a plot, each tied to the end of its line.
+///
+/// # Errors
+/// None that a reader could cause: it is drawn into memory.
+pub fn at_ends(
+    root: &Root<'_>,
+    (xs, ys): (Range<i32>, Range<i32>),
+    ends: &[(&str, (i32, i32))],
+    size: i32,
+) -> Result<()> {
+    let wanted: Vec<i32> = ends.iter().map(|(_, end)| end.1).collect();
+    let gap = (size + 3) * SCALE;
+    let heights = column(&wanted, gap, (ys.start + gap / 3, ys.end - gap / 3));
+    for ((arm, end), y) in ends.iter().zip(heights) {
+        let color = theme::arm(arm);
+        let left = xs.end + 14 * SCALE;
+        root.draw(&PathElement::new(vec![*end, (left - 3 * SCALE, y)], theme::line(color, 8)))?;
+        let mut style = theme::text(size, color, HPos::Left, VPos::Center);
+        if *arm == BALLAST {
+            style.font = style.font.style(FontStyle::Bold);
+        }
+        root.draw(&Text::new((*arm).to_owned(), (left, y), style))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

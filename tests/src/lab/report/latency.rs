@@ -13,11 +13,11 @@ use plotters::style::text_anchor::{HPos, VPos};
 use std::collections::BTreeMap;
 
 /// Nominal size.
-const SIZE: (i32, i32) = (540, 300);
+pub const SIZE: (i32, i32) = (520, 310);
 /// Nines at the right end: 99.99 %.
 const NINES: f64 = 4.0;
 /// Nominal width of the column of names.
-const NAMES: i32 = 122;
+pub const NAMES: i32 = 134;
 
 /// Latencies of an arm: upper ends of buckets, milliseconds, and the share of operations at most so long.
 fn shares(blocks: &[&Block], arm: &str) -> (u64, Vec<(f64, f64)>) {
@@ -87,9 +87,9 @@ pub fn draw(name: &str, blocks: &[&Block], arms: &[&str]) -> Result<Option<Strin
             .margin_right(NAMES * SCALE)
             .margin_top(10 * SCALE)
             .x_label_area_size(36 * SCALE)
-            .y_label_area_size(50 * SCALE)
-            .build_cartesian_2d(0.0..NINES, (low * 0.8..high * 1.25).log_scale())?;
-        let small = theme::text(11, Ink::Muted.color(), HPos::Center, VPos::Center);
+            .y_label_area_size(62 * SCALE)
+            .build_cartesian_2d(0.0..NINES, (low * 0.8).log10()..(high * 1.25).log10())?;
+        let small = theme::text(12, Ink::Muted.color(), HPos::Center, VPos::Center);
         let percentile = |n: &f64| match n.round() as i32 {
             0 => "0 %".to_owned(),
             1 => "90 %".to_owned(),
@@ -103,34 +103,29 @@ pub fn draw(name: &str, blocks: &[&Block], arms: &[&str]) -> Result<Option<Strin
             .label_style(small.clone())
             .axis_desc_style(small)
             .x_labels(5)
-            .y_labels(7)
+            .disable_y_mesh()
+            .y_labels(0)
             .x_label_formatter(&percentile)
-            .y_label_formatter(&|ms| super::words::ms(*ms))
             .x_desc("share of operations that took at most this long")
             .y_desc("latency")
             .draw()?;
+        theme::log_lines(&root, &mut chart, 12, super::words::ms)?;
         let ours_last = curves.iter().filter(|c| c.0 != BALLAST).chain(curves.iter().filter(|c| c.0 == BALLAST));
         for (arm, curve) in ours_last {
             let tenths = if *arm == BALLAST { 32 } else { 16 };
-            chart.draw_series(LineSeries::new(curve.iter().copied(), theme::line(theme::arm(arm), tenths)))?;
+            chart.draw_series(LineSeries::new(
+                curve.iter().map(|(n, ms)| (*n, ms.log10())),
+                theme::line(theme::arm(arm), tenths),
+            ))?;
         }
-        let ends: Vec<(i32, i32)> =
-            curves.iter().map(|(_, c)| chart.backend_coord(c.last().unwrap_or(&(0.0, low)))).collect();
-        let (xs, ys) = chart.plotting_area().get_pixel_range();
-        let wanted: Vec<i32> = ends.iter().map(|e| e.1).collect();
-        let heights = labels::column(&wanted, 14 * SCALE, (ys.start + 4 * SCALE, ys.end - 4 * SCALE));
-        for (((arm, curve), end), y) in curves.iter().zip(ends).zip(heights) {
-            let color = theme::arm(arm);
-            let left = xs.end + 14 * SCALE;
-            root.draw(&PathElement::new(vec![end, (left - 3 * SCALE, y)], theme::line(color, 8)))?;
-            let mut style = theme::text(11, color, HPos::Left, VPos::Center);
-            if *arm == BALLAST {
-                style.font = style.font.style(FontStyle::Bold);
-            }
-            root.draw(&Text::new((*arm).to_owned(), (left, y), style))?;
+        let mut ends = Vec::new();
+        for (arm, curve) in &curves {
+            let (n, ms) = curve.last().copied().unwrap_or((0.0, low));
+            ends.push((*arm, chart.backend_coord(&(n, ms.log10()))));
             let at = |n: f64| curve.iter().find(|p| p.0 >= n).map_or("unknown".to_owned(), |p| super::words::ms(p.1));
             words.push(format!("{arm} {} at 90 %, {} at 99 %", at(1.0), at(2.0)));
         }
+        labels::at_ends(&root, chart.plotting_area().get_pixel_range(), &ends, 12)?;
         root.present()?;
     }
     Ok(Some(theme::finish(&svg, &format!("Latency by percentile in {name}: {}", words.join("; ")), "")))

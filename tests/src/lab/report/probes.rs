@@ -1,6 +1,7 @@
 //! How well does network bandwidth stand for what users feel? One point per phase in which the prober came by.
 
-use super::theme::{self, Ink, SCALE};
+use super::labels;
+use super::theme::{self, Chart, Ink, Root, SCALE};
 use super::words;
 use crate::lab::results::{ArmRun, Block, Interval};
 use crate::lab::stats;
@@ -10,7 +11,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
 /// Nominal size.
-const SIZE: (i32, i32) = (540, 320);
+const SIZE: (i32, i32) = (520, 320);
 
 /// Bandwidth and request latency of one phase.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,9 +100,9 @@ pub fn draw(name: &str, repetitions: &[Vec<Both>]) -> Result<String> {
             .margin_right(10 * SCALE)
             .margin_top(10 * SCALE)
             .x_label_area_size(36 * SCALE)
-            .y_label_area_size(50 * SCALE)
-            .build_cartesian_2d(0.0..right, (low * 0.7..high * 1.4).log_scale())?;
-        let small = theme::text(11, Ink::Muted.color(), HPos::Center, VPos::Center);
+            .y_label_area_size(62 * SCALE)
+            .build_cartesian_2d(0.0..right, (low * 0.8).log10()..(high * 1.25).log10())?;
+        let small = theme::text(12, Ink::Muted.color(), HPos::Center, VPos::Center);
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
@@ -110,18 +111,48 @@ pub fn draw(name: &str, repetitions: &[Vec<Both>]) -> Result<String> {
             .label_style(small.clone())
             .axis_desc_style(small)
             .x_labels(6)
-            .y_labels(6)
+            .disable_y_mesh()
+            .y_labels(0)
             .x_label_formatter(&|v| format!("{v:.0}"))
-            .y_label_formatter(&|v| words::ms(*v))
             .x_desc("iperf3, Mbit/s")
             .y_desc("p99 request latency")
             .draw()?;
+        theme::log_lines(&root, &mut chart, 12, words::ms)?;
         for both in all() {
-            let at = (both.mbit_s, both.p99_ms);
+            let at = (both.mbit_s, both.p99_ms.log10());
             chart.draw_series([Circle::new(at, 4 * SCALE, theme::arm(&both.arm).mix(0.75).filled())])?;
             hints.push_str(&theme::hint(chart.backend_coord(&at), 6, &both.words));
         }
+        names(&root, &chart, &all().collect::<Vec<_>>())?;
         root.present()?;
     }
     Ok(theme::finish(&svg, &format!("Bandwidth against p99 request latency in {name}"), &hints))
+}
+
+/// Each arm's name beside the middle of its points.
+fn names(root: &Root<'_>, chart: &Chart<'_, '_>, all: &[&Both]) -> Result<()> {
+    let mut arms: Vec<&str> = Vec::new();
+    for both in all {
+        if !arms.contains(&both.arm.as_str()) {
+            arms.push(&both.arm);
+        }
+    }
+    let at = |both: &Both| chart.backend_coord(&(both.mbit_s, both.p99_ms.log10()));
+    let middle = |arm: &&str| {
+        let mine = || all.iter().filter(|b| b.arm == *arm);
+        let median = |values: Vec<f64>| stats::median(&values);
+        let x = median(mine().map(|b| f64::from(at(b).0)).collect())?;
+        let y = median(mine().map(|b| f64::from(at(b).1)).collect())?;
+        Some((x as i32, y as i32))
+    };
+    let middles: Vec<(i32, i32)> = arms.iter().filter_map(middle).collect();
+    let sizes: Vec<(i32, i32)> = arms.iter().map(|a| (theme::width(a, 11), 13 * SCALE)).collect();
+    let points: Vec<labels::Area> = all.iter().map(|b| at(b)).map(|(x, y)| (x - 8, y - 8, x + 8, y + 8)).collect();
+    let (xs, ys) = chart.plotting_area().get_pixel_range();
+    let places = labels::beside(&middles, &sizes, (xs.start, ys.start, xs.end, ys.end), &points);
+    for (arm, area) in arms.iter().zip(places) {
+        let style = theme::text(11, theme::arm(arm), HPos::Left, VPos::Center);
+        root.draw(&Text::new((*arm).to_owned(), (area.0, (area.1 + area.3) / 2), style))?;
+    }
+    Ok(())
 }

@@ -2,10 +2,9 @@
 
 use super::frontier::lost;
 use super::theme::{arm_css, escaped};
-use super::words;
 use crate::lab::results::{BALLAST, Cell, Interval, STATIC, Summary};
 use crate::lab::stats;
-use crate::lab::summary::{Figure, Place, Standing, oracle_in_words};
+use crate::lab::summary::{Figure, Place, Standing, counted, oracle_in_words};
 use std::fmt::Write;
 
 /// An arm's name in its colour.
@@ -85,7 +84,7 @@ fn matrix_cell(cell: &Cell) -> String {
         parts.push(format!(
             "<span class=\"bad\" title=\"{}\">{} ended early</span>",
             escaped(&cell.errors.join("\n")),
-            words::count(cell.errors.len() as u64, "run")
+            counted(cell.errors.len() as u64, "run")
         ));
     }
     let mut line = |label: &str, key: &str, value: Option<f64>, show: fn(f64) -> String| {
@@ -227,7 +226,7 @@ pub fn against(summary: &Summary, standings: &[Standing]) -> String {
     }
     html.push_str("</tbody></table></div>\n");
     if !lost.is_empty() {
-        let _ = write!(html, "<p>Lost:</p><ul>{}</ul>\n", lost.concat());
+        let _ = write!(html, "<p>Lost:</p><ul>{}</ul>", lost.concat());
     }
     html
 }
@@ -310,7 +309,7 @@ pub fn broken(summary: &Summary) -> String {
     }
     format!(
         "<details><summary>{} ended early; what was measured before counts</summary><ul>{}</ul></details>\n",
-        words::count(errors.len() as u64, "arm"),
+        counted(errors.len() as u64, "arm"),
         errors.concat()
     )
 }

@@ -4,6 +4,9 @@
 //! variables in their place, so that a plot follows the reader's theme as its text does. Plots are drawn at twice
 //! their nominal size, because plotters rounds to whole pixels.
 
+use anyhow::Result;
+use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -109,6 +112,36 @@ pub fn width(text: &str, size: i32) -> i32 {
 #[must_use]
 pub fn line(color: RGBColor, tenths: u32) -> ShapeStyle {
     ShapeStyle { color: color.to_rgba(), filled: false, stroke_width: (tenths * SCALE as u32).div_ceil(10) }
+}
+
+/// A plot while it is drawn.
+pub type Root<'b> = DrawingArea<SVGBackend<'b>, Shift>;
+/// Its axes.
+pub type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+/// A logarithmic axis on a linear one of decimal logarithms, with lines at 1, 2 and 5: plotters' own has none but
+/// powers of ten, which on less than two decades is one line.
+///
+/// # Errors
+/// None that a reader could cause: it is drawn into memory.
+pub fn log_lines(root: &Root<'_>, chart: &mut Chart<'_, '_>, size: i32, words: impl Fn(f64) -> String) -> Result<()> {
+    let (x, y) = (chart.x_range(), chart.y_range());
+    let decades = y.end - y.start;
+    let steps: &[f64] = if decades > 3.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+    for exponent in y.start.floor() as i32..=y.end.ceil() as i32 {
+        for step in steps {
+            let value = step * 10f64.powi(exponent);
+            let at = value.log10();
+            if !(y.start..=y.end).contains(&at) {
+                continue;
+            }
+            chart.draw_series([PathElement::new(vec![(x.start, at), (x.end, at)], line(Ink::Grid.color(), 10))])?;
+            let (left, middle) = chart.backend_coord(&(x.start, at));
+            let style = text(size, Ink::Muted.color(), HPos::Right, VPos::Center);
+            root.draw(&Text::new(words(value), (left - 6 * SCALE, middle), style))?;
+        }
+    }
+    Ok(())
 }
 
 /// For text and attributes of HTML and SVG.

@@ -7,27 +7,22 @@
 //!   pressure: a strip, darker where tasks waited for memory for a larger share of the time
 //! ```
 
-use super::theme::{self, Ink, SCALE};
+use super::theme::{self, Chart, Ink, Root, SCALE};
 use crate::lab::results::{ArmRun, Block, GuestRun, Look, PhaseRun, STATIC};
 use crate::lab::summary::pairs;
 use anyhow::Result;
-use plotters::coord::Shift;
-use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 use std::fmt::Write;
 
 /// Nominal size.
-const SIZE: (i32, i32) = (540, 236);
+const SIZE: (i32, i32) = (500, 230);
 /// Points of a line at most: more cannot be told apart at this size.
 const POINTS: usize = 400;
 /// Height of the strip of pressure, nominal.
 const STRIP: i32 = 10;
 /// Signs of the same kind nearer than this are one, nominal.
 const NEAR: i32 = 4;
-
-type Root<'b> = DrawingArea<SVGBackend<'b>, Shift>;
-type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
 /// What all time lines of an experiment share, so that they can be compared at a glance.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +65,7 @@ pub fn draw(block: &Block, arm: &ArmRun, scale: Scale) -> Result<Option<String>>
             .margin_top(18 * SCALE)
             .margin_bottom((STRIP + 4) * SCALE)
             .x_label_area_size(20 * SCALE)
-            .y_label_area_size(38 * SCALE)
+            .y_label_area_size(42 * SCALE)
             .build_cartesian_2d(0.0..scale.end_s, 0.0..scale.top_mib)?;
         shade(&root, &mut chart, block, arm, &mut hints)?;
         axes(&mut chart)?;
@@ -91,10 +86,9 @@ pub fn draw(block: &Block, arm: &ArmRun, scale: Scale) -> Result<Option<String>>
     Ok(Some(theme::finish(&svg, &words, &hints)))
 }
 
-/// A phase's throughput to that of `static` in the same block.
+/// A phase's throughput to that of the same phase under `static`.
 #[must_use]
-pub fn to_static(block: &Block, phase: &PhaseRun) -> Option<f64> {
-    let reference = pairs::arm(block, STATIC)?;
+pub fn to_reference(reference: &ArmRun, phase: &PhaseRun) -> Option<f64> {
     let same = reference.phases.iter().find(|p| p.index == phase.index && p.guest == phase.guest)?;
     Some(pairs::throughput(phase)? / pairs::throughput(same)?).filter(|r| r.is_finite())
 }
@@ -107,7 +101,8 @@ fn shade(root: &Root<'_>, chart: &mut Chart<'_, '_>, block: &Block, arm: &ArmRun
         chart.draw_series([Rectangle::new([(from, 0.0), (to, top)], Ink::Shade.color().filled())])?;
         let (left, above) = chart.backend_coord(&(from, top));
         let (right, below) = chart.backend_coord(&(to, 0.0));
-        let ratio = to_static(block, phase).filter(|_| phase.measured);
+        let reference = pairs::arm(block, STATIC).filter(|_| phase.measured);
+        let ratio = reference.and_then(|r| to_reference(r, phase));
         let killed = phase.outcome.killed > 0 || phase.during.oom_kills > 0;
         let mut words = format!(
             "{}. {} in {}, {:.1} to {:.1} s: {:.1} {}/s",
@@ -141,23 +136,23 @@ fn shade(root: &Root<'_>, chart: &mut Chart<'_, '_>, block: &Block, arm: &ArmRun
             None => String::new(),
         };
         let ink = if killed { Ink::Bad } else { Ink::Muted };
-        let half = theme::width(&label, 10) / 2;
+        let half = theme::width(&label, 11) / 2;
         let middle = (left + right) / 2;
         // Where phases are too short for their labels, some go without; the hint has the figure.
         if middle - half >= free {
-            let style = theme::text(10, ink.color(), HPos::Center, VPos::Bottom);
+            let style = theme::text(11, ink.color(), HPos::Center, VPos::Bottom);
             root.draw(&Text::new(label, (middle, above - 2 * SCALE), style))?;
             free = middle + half + 4;
         }
     }
-    let style = theme::text(10, Ink::Muted.color(), HPos::Right, VPos::Bottom);
+    let style = theme::text(11, Ink::Muted.color(), HPos::Right, VPos::Bottom);
     let (left, above) = chart.backend_coord(&(0.0, top));
     root.draw(&Text::new("work %", (left - 3 * SCALE, above - 2 * SCALE), style))?;
     Ok(())
 }
 
 fn axes(chart: &mut Chart<'_, '_>) -> Result<()> {
-    let small = theme::text(10, Ink::Muted.color(), HPos::Center, VPos::Center);
+    let small = theme::text(11, Ink::Muted.color(), HPos::Center, VPos::Center);
     let seconds = |v: &f64| format!("{v:.0} s");
     let mib = |v: &f64| format!("{v:.0}");
     chart
@@ -264,8 +259,8 @@ fn pressure(root: &Root<'_>, chart: &Chart<'_, '_>, arm: &ArmRun, hints: &mut St
     let shares = stalls(arm, end_s);
     for (i, share) in shares.iter().enumerate().filter(|(_, s)| **s >= 0.005) {
         let (from, to) = (i as f64 * 2.0, (i + 1) as f64 * 2.0);
-        let strength = (0.25 + 0.75 * share.sqrt() * 100.0).round() / 100.0;
-        let ink = Ink::Bad.color().mix(strength.clamp(0.25, 1.0)).filled();
+        let strength = (25.0 + 75.0 * share.sqrt()).round() / 100.0;
+        let ink = Ink::Bad.color().mix(strength).filled();
         root.draw(&Rectangle::new([(x(from), top), (x(to).max(x(from) + 2), bottom)], ink))?;
     }
     let worst = shares.iter().copied().fold(0.0, f64::max);
@@ -279,7 +274,7 @@ fn pressure(root: &Root<'_>, chart: &Chart<'_, '_>, arm: &ArmRun, hints: &mut St
         STRIP * SCALE,
         worst * 100.0
     )?;
-    let style = theme::text(10, Ink::Muted.color(), HPos::Right, VPos::Center);
+    let style = theme::text(11, Ink::Muted.color(), HPos::Right, VPos::Center);
     root.draw(&Text::new("PSI", (x(0.0) - 3 * SCALE, (top + bottom) / 2), style))?;
     Ok(())
 }

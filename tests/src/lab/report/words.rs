@@ -3,7 +3,7 @@
 use super::frontier::lost;
 use crate::lab::results::{BALLAST, Cell, STATIC, Summary};
 use crate::lab::stats;
-use crate::lab::summary::{Place, Standing, is_rival};
+use crate::lab::summary::{Place, Standing, counted, is_rival};
 use std::time::{Duration, SystemTime};
 
 /// Milliseconds as people say them.
@@ -11,9 +11,9 @@ use std::time::{Duration, SystemTime};
 pub fn ms(ms: f64) -> String {
     match ms {
         v if v >= 10_000.0 => format!("{:.0} s", v / 1000.0),
-        v if v >= 1000.0 => format!("{:.1} s", v / 1000.0),
+        v if v >= 1000.0 => format!("{:.1} s", v / 1000.0).replace(".0 ", " "),
         v if v >= 10.0 => format!("{v:.0} ms"),
-        v if v >= 1.0 => format!("{v:.1} ms"),
+        v if v >= 1.0 => format!("{v:.1} ms").replace(".0 ", " "),
         v if v >= 0.01 => format!("{:.0} µs", v * 1000.0),
         v => format!("{:.1} µs", v * 1000.0),
     }
@@ -32,12 +32,6 @@ pub fn date(unix: u64) -> String {
     // A file may say anything; the library knows no year after 9999.
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs(unix.min(253_402_300_799));
     humantime::format_rfc3339_seconds(at).to_string().replace('T', " ").replace('Z', " UTC")
-}
-
-/// `1 kill`, `2 kills`.
-#[must_use]
-pub fn count(n: u64, one: &str) -> String {
-    format!("{n} {one}{}", if n == 1 { "" } else { "s" })
 }
 
 fn list(names: &[String]) -> String {
@@ -91,7 +85,7 @@ fn ours(summary: &Summary) -> Option<String> {
     let ours = over(summary, BALLAST)?;
     let cells: Vec<&Cell> = summary.cells.iter().filter(|c| c.arm == BALLAST).collect();
     let p99: Vec<f64> = cells.iter().filter_map(|c| c.p99_ratio).collect();
-    let p99 = stats::median(&p99).map_or(String::new(), |r| format!(" and {r:.2} times its p99 latency"));
+    let p99 = stats::median(&p99).map_or(String::new(), |r| format!(" at {r:.2} times its p99 latency"));
     let oracle: Vec<f64> = cells.iter().filter_map(|c| c.oracle_ratio).collect();
     let oracle = stats::median(&oracle)
         .map_or(String::new(), |r| format!("; it held {r:.2} times what the smallest harmless fixed size would have"));
@@ -103,7 +97,7 @@ fn ours(summary: &Summary) -> Option<String> {
         "{BALLAST} saved {:.0} % of the memory that {STATIC} held and kept {:.0} % of its throughput{p99} (medians of {}){oracle}; {lost}.",
         ours.saved,
         ours.kept,
-        count(cells.len() as u64, "experiment"),
+        counted(cells.len() as u64, "experiment"),
     ))
 }
 

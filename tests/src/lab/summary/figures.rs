@@ -76,7 +76,7 @@ pub fn figures(summary: &Summary, standings: &[Standing]) -> Vec<Figure> {
     let median = stats::median(&ratios);
     figures.push(Figure {
         name: "memory held to the oracle's, median cell".to_owned(),
-        reach: format!("<= {ORACLE}"),
+        reach: format!("at most {ORACLE}"),
         value: median.map_or("no oracle was found".to_owned(), |m| {
             format!("{m:.2} over {} of {} cells", ratios.len(), ours.len())
         }),
@@ -96,7 +96,7 @@ fn worst(cells: &[&Cell], name: &str, of: fn(&Cell) -> Option<f64>, bound: f64, 
     let worst = known.min_by(|a, b| (sign * a.0).total_cmp(&(sign * b.0)));
     Figure {
         name: name.to_owned(),
-        reach: format!("{} {bound}", if at_least { ">=" } else { "<=" }),
+        reach: format!("{} {bound}", if at_least { "at least" } else { "at most" }),
         value: worst.map_or("nothing to compare".to_owned(), |(v, c)| format!("{v:.2} in {}", c.experiment)),
         reached: worst.map(|(v, _)| if at_least { v >= bound } else { v <= bound }),
     }
@@ -161,15 +161,17 @@ fn place(ours: &Cell, theirs: &Cell, memory: Ratio, throughput: Ratio, noise: f6
     let lost = |c: &Cell| c.oom_kills.max(c.killed) + c.failed_allocations;
     let (ours, theirs) = (lost(ours), lost(theirs));
     if ours > theirs {
-        return (Place::Lost, format!("{ours} kills and refused allocations against {theirs}"));
+        return (Place::Lost, format!("ours killed or refused {ours}, it {theirs}"));
     }
     if theirs > ours {
-        return (Place::Ahead, format!("its {theirs} kills and refused allocations against {ours}"));
+        return (Place::Ahead, format!("it killed or refused {theirs}, ours {ours}"));
     }
     let (Some((m, m_interval)), Some((t, t_interval))) = (memory, throughput) else {
         return (Place::Level, "nothing to compare".to_owned());
     };
-    let why = format!("it holds {:+.0} % memory, does {:+.0} % work", (m - 1.0) * 100.0, (t - 1.0) * 100.0);
+    // Adding 0 makes a plain 0 of a negative one.
+    let percent = |ratio: f64| ((ratio - 1.0) * 100.0).round() + 0.0;
+    let why = format!("it holds {:+.0} % memory, does {:+.0} % work", percent(m), percent(t));
     let place = match (stats::difference(m, m_interval, 1.0), stats::difference(t, t_interval, noise)) {
         (Difference::Less, Difference::More) => Place::Lost,
         (Difference::More, Difference::Less | Difference::None) | (Difference::None, Difference::Less) => Place::Ahead,

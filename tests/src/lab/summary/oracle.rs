@@ -5,7 +5,7 @@
 //! ```
 //! A size has no loss when neither it nor any larger one tried lost: luck at one size between two that lose is luck.
 
-use super::pairs;
+use super::{counted, pairs};
 use crate::lab::results::{ArmRun, Block, Oracle, STATIC};
 use crate::lab::stats;
 
@@ -46,12 +46,12 @@ fn loss(blocks: &[&Block], mib: u64) -> Option<String> {
     let phases = || runs.iter().flat_map(|(run, _)| &run.phases);
     let kills: u64 = runs.iter().flat_map(|(run, _)| &run.guests).map(|g| g.totals.oom_kills).sum();
     let counts = [
-        (kills, "OOM kills"),
-        (phases().map(|p| p.outcome.failed_allocations).sum(), "failed allocations"),
-        (phases().map(|p| p.outcome.killed).sum(), "killed processes"),
+        (kills, "OOM kill"),
+        (phases().map(|p| p.outcome.failed_allocations).sum(), "failed allocation"),
+        (phases().map(|p| p.outcome.killed).sum(), "killed worker"),
     ];
     if let Some((count, what)) = counts.into_iter().find(|(count, _)| *count > 0) {
-        return Some(format!("{count} {what}"));
+        return Some(counted(count, what));
     }
     let ratio = |measure| stats::median(&pairs::paired(blocks, &name, STATIC, measure).concat());
     match (ratio(pairs::throughput), ratio(pairs::p99)) {
