@@ -12,7 +12,7 @@ export MIRROR ?=
 COUNT ?= 300
 SEED ?= 1
 
-.PHONY: help setup build image image-host demo test bench spikes lint clean
+.PHONY: help setup build image workload image-host demo test bench spikes lab lab-smoke lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -51,6 +51,17 @@ spikes: image ## random bursts against the pair; COUNT=1000 SEED=1, target/spike
 	@echo "==> building the host agent and the lab"
 	@cargo build --quiet --release -p ballast-host -p ballast-tests
 	@"$$CARGO_TARGET_DIR/release/ballast-lab" spikes --count $(COUNT) --seed $(SEED)
+
+lab: image workload ## laws against workloads, 45 minutes: target/lab/{report.html,summary.json,summary.csv}; goes on where it stopped
+	@echo "==> building the host agent and the lab"
+	@cargo build --quiet --release -p ballast-host -p ballast-tests
+	@"$$CARGO_TARGET_DIR/release/ballast-lab" run --suite quick --within 44m
+
+lab-smoke: image workload ## the same in under 10 minutes, with fewer laws: target/lab-smoke
+	@echo "==> building the host agent and the lab"
+	@cargo build --quiet --release -p ballast-host -p ballast-tests
+	@"$$CARGO_TARGET_DIR/release/ballast-lab" run --suite smoke --repetitions 1 --no-oracle --within 8m \
+		--arms free-page-reporting,proxmox,ballast --out "$$CARGO_TARGET_DIR/lab-smoke"
 
 lint: setup ## formatting and clippy
 	@echo "==> checking formatting and lints"

@@ -32,6 +32,9 @@ const AGED_FREE_MIB: u64 = 24;
 /// The longest that one phase may take beyond what its work is asked to take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// iperf3's own port.
+const IPERF3: u16 = 5201;
+
 /// Told what is being done, and by how many steps the block has advanced.
 pub trait Progress: Sync {
     /// Something begins.
@@ -100,7 +103,7 @@ pub fn run(
     }
     let zero = Instant::now();
     for live in &mut arms {
-        live.attempt(|live| live.begin(experiment, zero));
+        live.attempt(|live| live.begin(experiment, network.as_ref(), zero));
     }
     if arms.iter().all(|a| a.error.is_some()) {
         let why = arms.first().and_then(|a| a.error.clone()).unwrap_or_default();
@@ -217,9 +220,9 @@ fn age(guest: &Guest) -> Result<()> {
 /// The guest that loads all others; no law touches it.
 fn client(spec: &GuestSpec, network: Option<&Network>) -> Result<Machine> {
     let network = network.context("a client has a network")?;
-    let builder = Machine::builder(&spec.name).memory(spec.memory).vcpus(spec.vcpus).network(network);
+    let builder = Machine::builder(&spec.name).memory(spec.memory).vcpus(spec.vcpus).network(network).workload();
     let machine = builder.without_vsock().start().with_context(|| format!("client {}", spec.name))?;
-
+    machine.guest.mount_workload()?;
     Ok(machine)
 }
 
@@ -261,6 +264,9 @@ impl<'a> Live<'a> {
         if works.iter().any(|w| w.needs().disk) {
             builder = builder.disk();
         }
+        if works.iter().any(|w| w.needs().workload) {
+            builder = builder.workload();
+        }
         if let Some(network) = network {
             builder = builder.network(network);
         }
@@ -269,7 +275,7 @@ impl<'a> Live<'a> {
         }
         let machine = builder.start()?;
         if let Some(size) = spec.zram {
-            let _ = size;
+            machine.guest.swap_to_zram(size)?;
         }
         Ok(Watched { machine, series: Vec::new(), stalled_before: None, lost: None })
     }
@@ -288,7 +294,7 @@ impl<'a> Live<'a> {
     }
 
     /// The law begins.
-    fn begin(&mut self, experiment: &Experiment, zero: Instant) -> Result<()> {
+    fn begin(&mut self, experiment: &Experiment, network: Option<&Network>, zero: Instant) -> Result<()> {
         for (place, guest) in self.guests.iter_mut().enumerate() {
             for phase in experiment.phases.iter().filter(|p| p.guest == place) {
                 phase.work.prepare(&guest.machine.guest)?;
@@ -309,9 +315,19 @@ impl<'a> Live<'a> {
         }
         if self.arm.has_daemon() {
             let machines: Vec<&Machine> = self.guests.iter().map(|g| &g.machine).collect();
-            let config = config(self.arm, experiment, HostAgent::config(&machines));
+            let mut config = config(self.arm, experiment, HostAgent::config(&machines));
+            if self.arm.probes {
+                for machine in &machines {
+                    machine.guest.iperf3_server(IPERF3)?;
+                }
+                probe(&mut config, self.network.as_deref().context("probes need a network: add a [client] guest")?);
+            }
             let began = zero.elapsed().as_secs_f64();
-            self.daemon = Some(Daemon { agent: HostAgent::start(config)?, began });
+            let agent = match network.filter(|_| self.arm.probes) {
+                Some(network) => HostAgent::start_in(config, network),
+                None => HostAgent::start(config),
+            };
+            self.daemon = Some(Daemon { agent: agent?, began });
         }
         if self.arm.has_agent() {
             let args: &[&str] = if self.arm.absorber { &["run", "--absorber"] } else { &["run"] };
@@ -399,6 +415,19 @@ fn config(arm: &Arm, experiment: &Experiment, mut config: toml::Table) -> toml::
         }
     }
     config
+}
+
+/// Probes of each guest, far more often than an operator would have them: a block lasts minutes.
+fn probe(config: &mut toml::Table, addresses: &[Ipv4Addr]) {
+    let settings = [("period", "10s"), ("length", "200ms"), ("time-per-hour", "10m"), ("traffic-per-hour", "1TiB")];
+    let settings = settings.map(|(key, value)| (key.to_owned(), value.into()));
+    config.insert("prober".into(), toml::Table::from_iter(settings).into());
+    for (vm, address) in config.get_mut("vm").and_then(|v| v.as_array_mut()).into_iter().flatten().zip(addresses) {
+        let service = [("address".to_owned(), address.to_string().into()), ("port".to_owned(), i64::from(IPERF3).into())];
+        if let Some(vm) = vm.as_table_mut() {
+            vm.insert("service".into(), toml::Table::from_iter(service).into());
+        }
+    }
 }
 
 /// CPU time of a process so far.
