@@ -144,7 +144,8 @@ impl Prober {
                 self.schedule.heed(now, command);
             }
             if let Some(plan) = self.schedule.begin(now) {
-                if self.probe(plan).await.is_none() {
+                let samples = self.counters.until_probe(&plan.vm, now);
+                if self.hand_in(samples).await.is_none() || self.probe(plan).await.is_none() {
                     return;
                 }
                 continue;
@@ -156,14 +157,21 @@ impl Prober {
                     Some(command) => self.schedule.heed(self.clock.now(), command),
                 },
                 () = sleep_until(self.clock.instant(wake)) => {
-                    for (vm, sample) in self.counters.read(self.clock.now()) {
-                        if self.events.send(Event::Input(Input::Service { vm, sample })).await.is_err() {
-                            return;
-                        }
+                    let samples = self.counters.read(self.clock.now());
+                    if self.hand_in(samples).await.is_none() {
+                        return;
                     }
                 }
             }
         }
+    }
+
+    /// `None`: the daemon is gone.
+    async fn hand_in(&self, samples: Vec<(VmName, ServiceSample)>) -> Option<()> {
+        for (vm, sample) in samples {
+            self.events.send(Event::Input(Input::Service { vm, sample })).await.ok()?;
+        }
+        Some(())
     }
 
     /// One probe. `None`: the daemon is gone.

@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Short enough that a fall is seen before the next probe, long enough to be an average.
 const EVERY: Micros = Micros::secs(5);
+/// What a probe leaves of such an interval is used from here on.
+const LEAST: Micros = Micros::secs(1);
 /// Less traffic than this, bits per second, is idle chatter and not worth a line in the journal.
 const CHATTER: u64 = 1_000_000;
 const FILE: &str = "/proc/net/dev";
@@ -35,6 +37,15 @@ impl Counters {
 
     pub(super) fn next(&self) -> Micros {
         self.next
+    }
+
+    /// What the interface of a VM carried until now: a probe of it begins.
+    pub(super) fn until_probe(&mut self, vm: &VmName, now: Micros) -> Vec<(VmName, ServiceSample)> {
+        if self.last.get(vm).is_none_or(|(then, _)| now < *then + LEAST) {
+            return Vec::new();
+        }
+        self.next = now;
+        self.read(now)
     }
 
     /// A probe's own traffic must not count as the VM's.
