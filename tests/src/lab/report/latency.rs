@@ -87,7 +87,7 @@ pub fn draw(name: &str, blocks: &[&Block], arms: &[&str]) -> Result<Option<Strin
             .margin_right(NAMES * SCALE)
             .margin_top(10 * SCALE)
             .x_label_area_size(36 * SCALE)
-            .y_label_area_size(62 * SCALE)
+            .y_label_area_size(72 * SCALE)
             .build_cartesian_2d(0.0..NINES, (low * 0.8).log10()..(high * 1.25).log10())?;
         let small = theme::text(12, Ink::Muted.color(), HPos::Center, VPos::Center);
         let percentile = |n: &f64| match n.round() as i32 {

@@ -63,7 +63,7 @@ pub fn draw(name: &str, blocks: &[&Block], arms: &[&str]) -> Result<Option<Strin
             .margin_right(NAMES * SCALE)
             .margin_top(10 * SCALE)
             .x_label_area_size(36 * SCALE)
-            .y_label_area_size(62 * SCALE)
+            .y_label_area_size(72 * SCALE)
             .build_cartesian_2d(-0.3..(places.len() - 1) as f64 + 0.2, 0.0..top)?;
         let small = theme::text(12, Ink::Muted.color(), HPos::Center, VPos::Center);
         chart

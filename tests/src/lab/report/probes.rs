@@ -75,7 +75,10 @@ pub fn in_words(correlation: Option<&Correlation>) -> String {
     let Some(c) = correlation else { return "Too few phases have both to say whether they go together.".to_owned() };
     let interval = c.interval.map_or(String::new(), |i| format!(" [{:.2}, {:.2}]", i.low, i.high));
     let reading = match c.interval {
-        Some(i) if i.high < 0.0 => "bandwidth falls as latency rises: it can stand for it",
+        // Read from the end of the interval that promises less.
+        Some(i) if i.high <= -0.7 => "bandwidth falls as latency rises and stands for it well",
+        Some(i) if i.high <= -0.4 => "bandwidth falls as latency rises and stands for it in part",
+        Some(i) if i.high < 0.0 => "bandwidth falls as latency rises, but hardly stands for it",
         Some(i) if i.low > 0.0 => "bandwidth rises with latency: it does not stand for it",
         Some(_) => "the interval contains 0: bandwidth says nothing sure about latency here",
         None => "its interval is unknown",
@@ -100,7 +103,7 @@ pub fn draw(name: &str, repetitions: &[Vec<Both>]) -> Result<String> {
             .margin_right(10 * SCALE)
             .margin_top(10 * SCALE)
             .x_label_area_size(36 * SCALE)
-            .y_label_area_size(62 * SCALE)
+            .y_label_area_size(72 * SCALE)
             .build_cartesian_2d(0.0..right, (low * 0.8).log10()..(high * 1.25).log10())?;
         let small = theme::text(12, Ink::Muted.color(), HPos::Center, VPos::Center);
         chart
