@@ -5,7 +5,7 @@ mod one;
 mod sim;
 
 use ballast_planner::{
-    Action, Input, Notice, ProbeWhy, Reason, ServiceMode, ServiceSample, Trouble, VmName, VmSettings,
+    Action, Input, LawSettings, Notice, ProbeWhy, Reason, ServiceMode, ServiceSample, Trouble, VmName, VmSettings,
 };
 use ballast_protocol::{Bytes, Micros};
 use one::{MAX, One, facts, notices, orders, vm};
@@ -435,4 +435,17 @@ fn a_sample_of_a_vm_that_nobody_knows_is_nothing() {
     let mut planner = ballast_planner::Planner::new();
     planner.handle(Micros::secs(1), Input::Service { vm: VmName::from("nobody"), sample: sample(1) });
     assert_eq!(planner.poll_action(), None);
+}
+
+/// A rival's law is measured as it is.
+#[test]
+fn under_another_law_a_shortfall_is_told_and_nothing_given() {
+    let mut one = taken();
+    one.hand(Input::Law { law: LawSettings::Proxmox(Default::default()), budget: None });
+    one.idle(5);
+    one.measure(sample(250));
+    one.idle(1);
+    let actions = one.measure(sample(250));
+    assert_eq!(notices(&actions), [Notice::ServiceShort { percent: 25 }]);
+    assert_eq!(orders(&actions), []);
 }
