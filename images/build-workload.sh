@@ -74,7 +74,7 @@ options=(
 proxy=$(apt-config dump --format '%v%n' Acquire::http::Proxy)
 [ -z "$proxy" ] || options+=("--aptopt=Acquire::http::Proxy \"$proxy\"")
 mmdebstrap "${options[@]}" "$codename" "$work/tree" ${mirror:+"$mirror"} >"$guest/workload.log" 2>&1 || {
-    tail -n 15 "$guest/workload.log" >&2
+    tail -n 15 "$guest/workload.log" | cut -c 1-300 >&2
     fail "the tree could not be built, see $guest/workload.log. When a package could not be fetched: put this machine
 on line, or name a mirror that it reaches (make workload MIRROR=http://mirror/debian); then run \`make workload\` again"
 }

@@ -6,7 +6,7 @@
 use ballast_protocol::Bytes;
 use ballast_tests::lab::work::{Outcome, Work};
 use ballast_tests::wire::{Command, Job};
-use ballast_tests::{Balloon, DATA_FILE, Guest, Machine, NOISE_FILE, bursting};
+use ballast_tests::{Balloon, DATA_FILE, Guest, Machine, NOISE_FILE, Network, bursting};
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -221,6 +221,29 @@ fn a_killed_server_is_an_outcome_and_comes_back() {
 
 fn fill_of(guest: &Guest, mib: u64) -> Outcome {
     work(&format!("do = 'redis-fill'\nmib = {mib}\nbytes = 4096")).run(guest, None, PATIENCE).unwrap()
+}
+
+/// The pair of machines of an experiment: the load comes over their network.
+#[test]
+fn a_client_in_another_guest_loads_the_server() {
+    let _turn = bursting();
+    let network = Network::new().unwrap();
+    let machine = |name: &str| Machine::builder(name).workload().network(&network).without_vsock().start().unwrap();
+    let (server, client) = (machine("server"), machine("client"));
+    let address = server.address().unwrap().to_string();
+    for toml in [
+        "do = 'redis-load'\nrequests = 500\nkeyspace = 100",
+        "do = 'nginx'\nsecs = 2\nfiles = 20",
+        "do = 'pgbench'\nsecs = 3\nread_only = true",
+    ] {
+        let work = work(toml);
+        work.prepare(&server.guest).unwrap();
+        work.prepare_client(&client.guest).unwrap();
+        let outcome = work.run(&server.guest, Some((&client.guest, &address)), PATIENCE).unwrap();
+        println!("{toml}: {:.1} {}", outcome.throughput, outcome.unit);
+        sound(&outcome, outcome.latency.as_ref().unwrap().count);
+    }
+    assert_eq!(client.guest.sh("pidof redis-server nginx postgres").unwrap().output.trim(), "");
 }
 
 #[test]
