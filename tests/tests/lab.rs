@@ -26,7 +26,7 @@ times = 2
 
 fn order(file: &Path, folder: &Path) -> Order {
     Order {
-        experiments: vec![Experiment::read(file).unwrap()],
+        experiments: vec![Experiment::read(file).expect("a good file")],
         folder: folder.to_owned(),
         asked: "test".into(),
         within: None,
@@ -117,7 +117,7 @@ fn an_interrupted_run_leaves_nothing_behind() {
 
 /// How many processes of this machine name one of these folders.
 fn processes_with(folder: &str) -> usize {
-    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let processes = fs::read_dir("/proc").expect("/proc is there").flatten();
     let lines = processes.filter_map(|p| fs::read(p.path().join("cmdline")).ok());
     lines.filter(|line| String::from_utf8_lossy(line).contains(folder)).count()
 }

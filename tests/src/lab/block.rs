@@ -88,7 +88,7 @@ pub fn run(
 
     let network = experiment.client.as_ref().map(|_| Network::new()).transpose()?;
     told.doing("cloning the guests");
-    let client = experiment.client.as_ref().map(|spec| client(spec, network.as_ref())).transpose()?;
+    let client = experiment.client.as_ref().map(|spec| client(spec, network.as_ref(), experiment)).transpose()?;
     let mut arms: Vec<Live<'_>> = Vec::new();
     for arm in &experiment.arms {
         arms.push(Live::start(arm, experiment, network.as_ref()));
@@ -218,11 +218,14 @@ fn age(guest: &Guest) -> Result<()> {
 }
 
 /// The guest that loads all others; no law touches it.
-fn client(spec: &GuestSpec, network: Option<&Network>) -> Result<Machine> {
+fn client(spec: &GuestSpec, network: Option<&Network>, experiment: &Experiment) -> Result<Machine> {
     let network = network.context("a client has a network")?;
     let builder = Machine::builder(&spec.name).memory(spec.memory).vcpus(spec.vcpus).network(network).workload();
     let machine = builder.without_vsock().start().with_context(|| format!("client {}", spec.name))?;
     machine.guest.mount_workload()?;
+    for phase in &experiment.phases {
+        phase.work.prepare_client(&machine.guest)?;
+    }
     Ok(machine)
 }
 

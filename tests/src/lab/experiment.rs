@@ -367,12 +367,6 @@ fn check_guests(place: &Place<'_>, file: &File, budget: Option<Bytes>) -> Result
     Ok(guests)
 }
 
-/// A work's name in the file.
-fn kind(work: &Work) -> String {
-    let value = serde_json::to_value(work).ok();
-    value.and_then(|v| v["do"].as_str().map(str::to_owned)).unwrap_or_default()
-}
-
 fn check_phases(place: &Place<'_>, file: &File, guests: &[GuestSpec]) -> Result<Vec<Phase>, ExperimentError> {
     let mut phases = Vec::new();
     for raw in &file.phase {
@@ -386,7 +380,7 @@ fn check_phases(place: &Place<'_>, file: &File, guests: &[GuestSpec]) -> Result<
         };
         let work = raw.work.get_ref();
         let phase = Phase {
-            label: raw.label.clone().unwrap_or_else(|| kind(work)),
+            label: raw.label.clone().unwrap_or_else(|| work.name().to_owned()),
             guest,
             work: work.clone(),
             measured: raw.measured.unwrap_or(!matches!(work, Work::Rest { .. } | Work::Age { .. })),
