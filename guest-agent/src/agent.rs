@@ -246,7 +246,7 @@ impl Agent {
     }
 
     fn next_wake(&self, now: Micros) -> Micros {
-        let telemetry = self.session.telemetry_due(self.is_busy(now), self.reported_at);
+        let telemetry = self.session.telemetry_due(self.pace(now), self.reported_at);
         let absorber = self.absorber.as_ref().map_or(Micros::MAX, Absorber::deadline);
         self.next_look.min(self.session.deadline()).min(telemetry).min(absorber)
     }

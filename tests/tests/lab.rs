@@ -52,7 +52,11 @@ fn a_run_is_complete_resumed_and_goes_on_without_an_arm_that_breaks() {
         assert_eq!(run.phases.len(), 2);
         for phase in &run.phases {
             let latency = phase.outcome.latency.as_ref().unwrap();
-            assert_eq!((latency.count, phase.outcome.killed, phase.outcome.failed_allocations), (60, 0, 0), "{phase:?}");
+            assert_eq!(
+                (latency.count, phase.outcome.killed, phase.outcome.failed_allocations),
+                (60, 0, 0),
+                "{phase:?}"
+            );
             assert!(phase.outcome.throughput > 0.0 && phase.took_s > 0.0);
         }
         assert!(run.guests[0].series.len() >= 6, "{} looks", run.guests[0].series.len());

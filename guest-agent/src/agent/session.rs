@@ -24,10 +24,23 @@ const GREETING: Micros = Micros::secs(5);
 const PROVEN: Micros = Micros::secs(10);
 /// The host's intervals are kept within these, whatever it asks: it cannot make the guest busy or mute.
 const INTERVALS: (Micros, Micros) = (Micros::millis(10), Micros::secs(30));
+/// While memory moves but nothing can become a demand soon, reports come so many times more seldom than when it can.
+const MOVING: u64 = 4;
 /// The shortest silence that is believed to be one.
 const SILENCE_MIN: Micros = Micros::millis(500);
 /// What a clean end waits for its last words.
 const LAST_WORDS: Micros = Micros::millis(500);
+
+/// How often the host is to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Nothing moves.
+    Idle,
+    /// Memory moves, far from any demand.
+    Moving,
+    /// Something may become a demand, or is one.
+    Busy,
+}
 
 /// What happened on the connection.
 #[derive(Debug)]
@@ -175,12 +188,16 @@ impl Session {
 
     /// When telemetry is due; never while no session stands.
     #[must_use]
-    pub fn telemetry_due(&self, busy: bool, last: Micros) -> Micros {
+    pub fn telemetry_due(&self, pace: Pace, last: Micros) -> Micros {
         let Some(w) = self.welcome else { return Micros::MAX };
         if self.report_at_once {
             return Micros::ZERO;
         }
-        let interval = if busy { w.busy_interval } else { w.idle_interval };
+        let interval = match pace {
+            Pace::Busy => w.busy_interval,
+            Pace::Moving => Micros(w.busy_interval.0.saturating_mul(MOVING)).min(w.idle_interval),
+            Pace::Idle => w.idle_interval,
+        };
         (last + interval.clamp(INTERVALS.0, INTERVALS.1)).min(self.spoke + keep_alive(&w))
     }
 

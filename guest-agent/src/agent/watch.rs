@@ -1,5 +1,6 @@
 //! Looking and asking: the hot path from a look at free memory to a demand, and the telemetry.
 
+use super::session::Pace;
 use super::{Agent, AgentError, AwaitedRelief};
 use crate::demand::committed::{Hint, Promise};
 use crate::demand::slack::{Detail, Look, Need};
@@ -42,14 +43,22 @@ impl Agent {
         } else {
             self.absorb(now);
         }
-        if now >= self.session.telemetry_due(self.is_busy(now), self.reported_at) {
+        if now >= self.session.telemetry_due(self.pace(now), self.reported_at) {
             self.report(now)?;
         }
         Ok(())
     }
 
-    pub(super) fn is_busy(&self, now: Micros) -> bool {
-        now - self.news_at < NEWS_LASTS || self.book.pending() > Bytes::ZERO || !self.reliefs.is_empty()
+    pub(super) fn pace(&self, now: Micros) -> Pace {
+        if self.book.pending() > Bytes::ZERO || !self.reliefs.is_empty() {
+            Pace::Busy
+        } else if now - self.news_at >= NEWS_LASTS {
+            Pace::Idle
+        } else if self.slack.is_far() {
+            Pace::Moving
+        } else {
+            Pace::Busy
+        }
     }
 
     /// The hot path: free memory, and what explains it when it falls.

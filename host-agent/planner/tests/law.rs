@@ -92,7 +92,7 @@ fn cold_cache_is_dropped_and_left_alone_for_twice_as_long_after_refaults() {
     let asked = reclaims(&one.idle(4));
     assert_eq!(asked.len(), 1, "one at a time");
     assert_eq!(asked[0].1, Bytes::mib(32));
-    for (id, block) in [(asked[0].0, 10), (asked[0].0 + 1, 20)] {
+    for (id, block) in [(asked[0].0, 60), (asked[0].0 + 1, 120)] {
         one.report.counters.refault_file = one.report.counters.refault_file.map(|n| n + 1000);
         one.says(GuestMessage::Reclaimed(Reclaimed { id, size: Bytes::mib(4), exhausted: false }));
         one.report();
@@ -237,4 +237,23 @@ fn what_is_asked_back_soon_is_left_alone_for_a_while() {
     assert!(until > began + Micros::secs(8) && until < began + Micros::secs(90), "{until}");
     let waited = (until - one.now).0 / 1_000_000 + 2;
     assert_eq!(orders(&one.idle(waited))[0].0, MAX - Bytes::mib(64), "nobody came back for it");
+}
+
+#[test]
+fn cache_that_is_read_again_within_a_minute_was_not_cold() {
+    let mut one = One::quiet();
+    (one.report.free, one.report.giveable) = (Bytes::mib(72), Bytes::mib(200));
+    one.report.file = Bytes::mib(150);
+    let asked = reclaims(&one.idle(4));
+    assert_eq!(asked.len(), 1, "{:?}", one.holding());
+    let (id, size) = asked[0];
+    one.report.file = one.report.file - size;
+    one.says(GuestMessage::Reclaimed(Reclaimed { id, size, exhausted: false }));
+    // Its program sleeps for twenty seconds and reads it again.
+    one.wait(Micros::secs(20));
+    one.report.counters.refault_file = one.report.counters.refault_file.map(|n| n + 8_192);
+    one.report.file = one.report.file + size;
+    one.report();
+    assert_eq!(reclaims(&one.idle(58)), [], "left alone for a minute");
+    assert_ne!(reclaims(&one.idle(8)), [], "and tried again");
 }

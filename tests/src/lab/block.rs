@@ -426,7 +426,8 @@ fn probe(config: &mut toml::Table, addresses: &[Ipv4Addr]) {
     let settings = settings.map(|(key, value)| (key.to_owned(), value.into()));
     config.insert("prober".into(), toml::Table::from_iter(settings).into());
     for (vm, address) in config.get_mut("vm").and_then(|v| v.as_array_mut()).into_iter().flatten().zip(addresses) {
-        let service = [("address".to_owned(), address.to_string().into()), ("port".to_owned(), i64::from(IPERF3).into())];
+        let service =
+            [("address".to_owned(), address.to_string().into()), ("port".to_owned(), i64::from(IPERF3).into())];
         if let Some(vm) = vm.as_table_mut() {
             vm.insert("service".into(), toml::Table::from_iter(service).into());
         }

@@ -40,6 +40,12 @@ const BLAME: Micros = Micros::secs(3);
 const PRESSURE: Micros = Micros::millis(5);
 /// Refaults per report that count as trouble: 1 MiB.
 const REFAULTS: u64 = 256;
+/// Page cache that is read again within this time of being dropped was not cold. It shows only when its program runs
+/// again, long after the dropping itself was seen to hurt nobody.
+const WARM: Micros = Micros::secs(60);
+/// The first block after that; doubled each time, up to [`LONGEST_BLOCK`]: it was needed within a minute, so that less
+/// than a minute's rest would drop it in each of its idle times again.
+const WARM_BLOCK: Micros = Micros::secs(60);
 /// Growth and loop time are forgotten by a sixteenth each minute: half after eleven.
 const FORGET_EVERY: Micros = Micros::secs(60);
 /// After so many of them nothing is left of 4 GiB/s but rounding.
@@ -58,6 +64,8 @@ pub struct Reactive {
     taken: Option<(Micros, Bytes)>,
     /// A reclaim is under way since.
     reclaiming: Option<(Micros, u64)>,
+    /// When cache was last dropped.
+    dropped: Option<Micros>,
     /// No cache is dropped before this.
     cache_blocked: Micros,
     /// How long the next such block is.
@@ -81,6 +89,7 @@ impl Reactive {
             cache_grew: at,
             taken: None,
             reclaiming: None,
+            dropped: None,
             cache_blocked: Micros::ZERO,
             cache_block: FIRST_BLOCK,
             rate: Bytes::ZERO,
@@ -112,7 +121,7 @@ impl Reactive {
     /// Something that was taken hurt, by another sign than the guest's own.
     pub fn hurt(&mut self, at: Micros) {
         self.unquiet = at;
-        self.block_cache(at);
+        self.block_cache(at, FIRST_BLOCK);
     }
 
     /// So much was taken from a guest that had been told to keep `aim`.
@@ -152,9 +161,10 @@ impl Reactive {
         self.reclaiming = None;
         if answer.size > Bytes::ZERO {
             self.taken = Some((at, answer.size));
+            self.dropped = Some(at);
         }
         if answer.exhausted || answer.size < Bytes::mib(1) {
-            self.block_cache(at);
+            self.block_cache(at, FIRST_BLOCK);
         }
     }
 
@@ -189,6 +199,11 @@ impl Reactive {
         if new.file > old.file + Bytes::mib(1) {
             self.cache_grew = at;
         }
+        let warm = refaulted(new, old) && self.dropped.is_some_and(|when| at <= when + WARM);
+        if warm {
+            self.dropped = None;
+            self.block_cache(at, WARM_BLOCK);
+        }
         let trouble = trouble(new, old)?;
         self.unquiet = at;
         let blamed = match self.taken {
@@ -196,17 +211,20 @@ impl Reactive {
             _ => return Some((trouble, Bytes::ZERO)),
         };
         self.taken = None;
-        self.block_cache(at);
+        if !warm {
+            self.block_cache(at, FIRST_BLOCK);
+        }
         Some((trouble, blamed))
     }
 
     /// No cache is dropped for a while, for longer each time, unless the last time is long past. What was dropped
     /// without complaint shortens nothing: refaults come later than the answer.
-    fn block_cache(&mut self, at: Micros) {
+    fn block_cache(&mut self, at: Micros, first: Micros) {
         if at >= self.cache_blocked + LONGEST_BLOCK {
             self.cache_block = FIRST_BLOCK;
         }
-        self.cache_blocked = at + self.cache_block;
+        self.cache_block = self.cache_block.max(first);
+        self.cache_blocked = self.cache_blocked.max(at + self.cache_block);
         self.cache_block = (self.cache_block + self.cache_block).min(LONGEST_BLOCK);
     }
 
@@ -280,7 +298,6 @@ impl Policy for Reactive {
 
 /// What hurt between two reports, the worst first.
 fn trouble(new: &Telemetry, old: &Telemetry) -> Option<Trouble> {
-    let grew = |n: Option<u64>, o: Option<u64>| n.zip(o).map_or(0, |(n, o)| n.saturating_sub(o));
     let (n, o) = (&new.counters, &old.counters);
     if grew(n.oom_kill, o.oom_kill) > 0 {
         return Some(Trouble::OomKill);
@@ -296,5 +313,14 @@ fn trouble(new: &Telemetry, old: &Telemetry) -> Option<Trouble> {
     if grew(n.swap_in, o.swap_in) >= REFAULTS {
         return Some(Trouble::Swapping);
     }
-    (grew(n.refault_file, o.refault_file) >= REFAULTS).then_some(Trouble::Refaults)
+    refaulted(new, old).then_some(Trouble::Refaults)
+}
+
+/// Whether page cache was read again that had been dropped.
+fn refaulted(new: &Telemetry, old: &Telemetry) -> bool {
+    grew(new.counters.refault_file, old.counters.refault_file) >= REFAULTS
+}
+
+fn grew(new: Option<u64>, old: Option<u64>) -> u64 {
+    new.zip(old).map_or(0, |(n, o)| n.saturating_sub(o))
 }
