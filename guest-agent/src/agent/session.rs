@@ -24,7 +24,8 @@ const GREETING: Micros = Micros::secs(5);
 const PROVEN: Micros = Micros::secs(10);
 /// The host's intervals are kept within these, whatever it asks: it cannot make the guest busy or mute.
 const INTERVALS: (Micros, Micros) = (Micros::millis(10), Micros::secs(30));
-/// While memory moves but nothing can become a demand soon, reports come so many times more seldom than when it can.
+/// While memory moves without a demand or the balloon, reports come so many times more seldom than with them: demands
+/// have messages of their own, and takings wait for quiet.
 const MOVING: u64 = 4;
 /// The shortest silence that is believed to be one.
 const SILENCE_MIN: Micros = Micros::millis(500);
@@ -36,9 +37,9 @@ const LAST_WORDS: Micros = Micros::millis(500);
 pub enum Pace {
     /// Nothing moves.
     Idle,
-    /// Memory moves, far from any demand.
+    /// Memory moves.
     Moving,
-    /// Something may become a demand, or is one.
+    /// A demand stands, or the balloon moves.
     Busy,
 }
 

@@ -50,14 +50,12 @@ impl Agent {
     }
 
     pub(super) fn pace(&self, now: Micros) -> Pace {
-        if self.book.pending() > Bytes::ZERO || !self.reliefs.is_empty() {
+        if self.book.pending() > Bytes::ZERO || !self.reliefs.is_empty() || self.balloon != self.reported.1 {
             Pace::Busy
-        } else if now - self.news_at >= NEWS_LASTS {
-            Pace::Idle
-        } else if self.slack.is_far() {
+        } else if now - self.news_at < NEWS_LASTS {
             Pace::Moving
         } else {
-            Pace::Busy
+            Pace::Idle
         }
     }
 

@@ -495,11 +495,19 @@ impl Planner {
             });
         }
         let with_agent = matches!(vm.agent, Agent::Alive { .. });
-        let proposal = match vm.agent {
+        let mut proposal = match vm.agent {
             Agent::Alive { .. } => vm.reactive.propose(vm, at),
             Agent::Never => vm.by_statistics.propose(vm, at),
             Agent::Lost { .. } => Proposal::Hold(Holding::Decaying),
         };
+        if let Proposal::Hold(Holding::Returning(_)) = proposal
+            && self.is_crowded(at)
+        {
+            // What is kept for one guest's convenience is what another needs.
+            self.with(name, |vm| vm.reactive.let_go());
+            proposal = self.vms.get(name).map_or(proposal, |vm| vm.reactive.propose(vm, at));
+        }
+        let Some(vm) = self.vms.get(name) else { return Ok(Holding::Settled) };
         match proposal {
             // The guard's word is the better explanation where it would forbid taking anyway.
             Proposal::Hold(why) => Ok(match guard::may_take(vm, at) {

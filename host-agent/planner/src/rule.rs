@@ -33,6 +33,12 @@ impl Planner {
         self.host.filter(|host| host.at + FRESH_HOST >= at).map(|host| host.what)
     }
 
+    /// Whether the host has less than an eighth left, where it is known what the host has: half of what MoM and others
+    /// begin to act at (FIELD section 1: 20 %), so that keeping ends before rivals for memory would feel it.
+    pub(crate) fn is_crowded(&self, at: Micros) -> bool {
+        self.host_memory(at).is_some_and(|host| host.available < host.total.share(1, 8))
+    }
+
     /// Another law than ours rules.
     pub(crate) const fn is_ruled(&self) -> bool {
         !matches!(self.law, Law::Ballast)

@@ -2,7 +2,7 @@
 
 mod one;
 
-use ballast_planner::{Action, Facts, Holding, Input, Notice, Reason, Statistics, Trouble, VmSettings};
+use ballast_planner::{Action, Facts, Holding, Input, LawSettings, Notice, Reason, Statistics, Trouble, VmSettings};
 use ballast_protocol::{Bytes, GuestMessage, Micros, Pressure, Reclaimed, Source, Telemetry, Verdict};
 use one::{MAX, One, facts, hello, notices, orders, reclaims, vm};
 
@@ -235,8 +235,12 @@ fn what_is_asked_back_soon_is_left_alone_for_a_while() {
     assert_eq!(orders(&one.idle(8)), [], "cool-down is over, the guest has much free");
     let Holding::Returning(until) = one.holding() else { panic!("{:?}", one.holding()) };
     assert!(until > began + Micros::secs(8) && until < began + Micros::secs(90), "{until}");
+    let mut other = one.twin();
     let waited = (until - one.now).0 / 1_000_000 + 2;
     assert_eq!(orders(&one.idle(waited))[0].0, MAX - Bytes::mib(64), "nobody came back for it");
+    // 512 of 560 MiB are kept, less than an eighth is left.
+    other.hand(Input::Law { law: LawSettings::Ballast, budget: Some(Bytes::mib(560)) });
+    assert_eq!(orders(&other.idle(5))[0].0, MAX - Bytes::mib(64), "others may need it");
 }
 
 #[test]
@@ -252,7 +256,7 @@ fn cache_that_is_read_again_within_a_minute_was_not_cold() {
     // Its program sleeps for twenty seconds and reads it again.
     one.wait(Micros::secs(20));
     one.report.counters.refault_file = one.report.counters.refault_file.map(|n| n + 8_192);
-    one.report.file = one.report.file + size;
+    one.report.file += size;
     one.report();
     assert_eq!(reclaims(&one.idle(58)), [], "left alone for a minute");
     assert_ne!(reclaims(&one.idle(8)), [], "and tried again");

@@ -2,7 +2,8 @@
 //!
 //! All laws get the same device, a balloon that deflates when the guest runs out of memory, so that only the law
 //! differs. The rivals run in `ballast-host` as policies on balloon statistics, without an agent in the guest, as they
-//! do in the field; `ballast` has its agent, and the guest reports free pages as well where that is not switched off.
+//! do in the field; `ballast` has its agent. Free page reporting can be added to any arm (`reporting = true`): it makes
+//! `ballast` hold less while idle, and its bursts fault in more.
 
 use ballast_protocol::Bytes;
 use serde::Deserialize;
@@ -85,8 +86,7 @@ impl<'de> Deserialize<'de> for Arm {
                 return Err(D::Error::custom(format!("there is no law `{other}`; known are {known}")));
             }
         };
-        let reporting =
-            raw.reporting.unwrap_or(matches!(&law, Law::FreePageReporting) || law == Law::Host("ballast".into()));
+        let reporting = raw.reporting.unwrap_or(law == Law::FreePageReporting);
         let Raw { name, probes, absorber, settings, .. } = raw;
         Ok(Self { name, law, reporting, probes, absorber, settings })
     }

@@ -7,7 +7,7 @@
 //! settle = "25s"              # after ageing: the laws find their size
 //! gap = "500ms"               # between two arms' turns
 //! budget = "448MiB"           # the host memory that the guests of one arm have together
-//! arms = ["static", "mom", "ballast", { name = "ballast-bare", law = "ballast", reporting = false }]
+//! arms = ["static", "mom", "ballast", { name = "reporting-too", law = "ballast", reporting = true }]
 //!
 //! [[guest]]
 //! name = "a"
@@ -34,6 +34,9 @@ use toml::Spanned;
 const LEAST: Bytes = Bytes::mib(96);
 /// All arms' guests are alive at once; far beyond what two cores can serve.
 const MOST_GUESTS: usize = 64;
+
+/// How long the guests of an oracle's search settle: 400 MiB inflate in two seconds.
+const FIXED_SETTLES: Duration = Duration::from_secs(5);
 
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -283,7 +286,8 @@ impl Experiment {
     pub fn at_sizes(&self, sizes: &[u64]) -> Self {
         let mut arms = vec![Arm::unmoved()];
         arms.extend(sizes.iter().map(|&mib| Arm::kept_at(Bytes::mib(mib))));
-        Self { arms, ..self.clone() }
+        // A fixed balloon is where it is told to be after two seconds; no law has to find its size.
+        Self { arms, settle: self.settle.min(FIXED_SETTLES), ..self.clone() }
     }
 
     /// Leaves out all arms but these and `static`.
@@ -397,7 +401,7 @@ mod tests {
     use super::*;
 
     const GOOD: &str = r#"title = "t"
-arms = ["static", "mom", { name = "bare", law = "ballast", reporting = false, settings = { headroom = "32MiB" } }]
+arms = ["static", "mom", { name = "bare", law = "ballast", settings = { headroom = "32MiB" } }]
 budget = "448MiB"
 [[guest]]
 name = "a"

@@ -135,6 +135,11 @@ impl Reactive {
         self.recurring.needed(at, aim, wish);
     }
 
+    /// What is kept because its need returns is needed elsewhere.
+    pub fn let_go(&mut self) {
+        self.recurring = Recurring::default();
+    }
+
     /// The guest uses what is kept because its need returns.
     pub fn seen(&mut self, at: Micros, slack: Bytes, headroom: Bytes) {
         if self.recurring.seen(at, slack, headroom) {

@@ -77,6 +77,13 @@ impl One {
         one
     }
 
+    /// Another one in the same state.
+    pub fn twin(&self) -> Self {
+        let Self { planner, now, facts, settings, report } = self;
+        let (planner, facts) = (planner.clone(), facts.clone());
+        Self { planner, now: *now, facts, settings: settings.clone(), report: report.clone() }
+    }
+
     pub fn described(&mut self) -> Vec<Action> {
         let (facts, settings) = (self.facts.clone(), self.settings.clone());
         self.hand(Input::Vm { vm: vm(), facts, settings })
