@@ -44,7 +44,7 @@ impl Planner {
         if demand.source == Source::Reserve && matches!(vm.agent, Agent::Alive { .. }) {
             vm.lease(demand.id, Lease { keep: wish });
         }
-        vm.reactive.needed(at, vm.aim, wish);
+        vm.reactive.needed(at, vm.aim, wish, vm.settings.returning);
         let (size, hold) = (wish - had, vm.settings.cool_down);
         self.give(at, name, wish, Reason::Demand { id: demand.id, source: demand.source });
         verdict(demand.size, size, hold)

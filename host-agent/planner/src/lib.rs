@@ -518,7 +518,7 @@ impl Planner {
                 if at < vm.retry {
                     return Ok(Holding::Blocked(vm.retry));
                 }
-                self.with(name, |vm| vm.reactive.needed(at, vm.aim, wish));
+                self.with(name, |vm| vm.reactive.needed(at, vm.aim, wish, vm.settings.returning));
                 let Some(vm) = self.vms.get(name) else { return Ok(Holding::Settled) };
                 if vm.actual.is_none() || !vm.facts.balloon || !self.give(at, name, wish, reason) {
                     return Ok(Holding::NoHypervisor);

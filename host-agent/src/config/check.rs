@@ -179,6 +179,9 @@ fn settings(source: &Source<'_>, raw: &raw::Settings, mut into: VmSettings) -> R
     if let Some(given) = &raw.cool_down {
         into.cool_down = given.get_ref().0;
     }
+    if let Some(given) = &raw.returning {
+        into.returning = given.get_ref().0;
+    }
     into.exempt = raw.exempt.unwrap_or(into.exempt);
     into.allow_without_deflate_on_oom = raw.allow_without_deflate_on_oom.unwrap_or(into.allow_without_deflate_on_oom);
     into.shares = raw.shares.unwrap_or(into.shares);

@@ -30,6 +30,10 @@ impl Limits {
     /// The host has no memory controller or no swap, or refuses.
     pub fn new(processes: &[(u32, Bytes)]) -> Result<Self> {
         possible()?;
+        Self::set(processes)
+    }
+
+    fn set(processes: &[(u32, Bytes)]) -> Result<Self> {
         let mut limits = Self(Vec::new());
         for (pid, size) in processes {
             let name = format!("{PREFIX}{}-{pid}", std::process::id());
@@ -76,4 +80,57 @@ fn possible() -> Result<()> {
         bail!("this host has no swap: at its limit QEMU would be killed; the arm `cgroup` needs some (swapon)");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command};
+
+    struct Sleeper(Child);
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// The cgroup of a process that is ours, if it is in one.
+    fn group_of(pid: u32) -> Option<String> {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        text.lines().find(|l| l.contains(PREFIX)).map(|l| l.rsplit(':').next().unwrap().to_owned())
+    }
+
+    #[test]
+    fn a_limit_is_set_on_this_host_and_goes_with_its_owner() {
+        if let Err(why) = possible().map(drop)
+            && !why.to_string().contains("swap")
+        {
+            // Containers without the memory controller: said, so that nobody takes this for a test.
+            println!("SKIPPED: {why}");
+            return;
+        }
+        let sleeper = Sleeper(Command::new("sleep").arg("60").spawn().unwrap());
+        let limits = match Limits::set(&[(sleeper.0.id(), Bytes::mib(64))]) {
+            Ok(limits) => limits,
+            Err(why) if !rustix::process::getuid().is_root() => return println!("SKIPPED: {why:#}"),
+            Err(why) => panic!("{why:#}"),
+        };
+        let group = group_of(sleeper.0.id()).expect("it is in a group of ours");
+        let name = group.rsplit('/').next().unwrap().to_owned();
+        drop(limits);
+        assert_eq!(group_of(sleeper.0.id()), None, "it is back where it was");
+        for root in ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"] {
+            assert!(!Path::new(root).join(&name).exists(), "{root}/{name} is left");
+        }
+    }
+
+    #[test]
+    fn without_swap_the_arm_is_refused_with_the_reason() {
+        if fs::read_to_string("/proc/swaps").unwrap().lines().count() < 2 {
+            let why = Limits::new(&[]).unwrap_err().to_string();
+            assert!(why.contains("swap") || why.contains("memory controller"), "{why}");
+        }
+    }
 }

@@ -131,8 +131,8 @@ impl Reactive {
     }
 
     /// A guest that has been told to keep `aim` needs `wish`.
-    pub fn needed(&mut self, at: Micros, aim: Bytes, wish: Bytes) {
-        self.recurring.needed(at, aim, wish);
+    pub fn needed(&mut self, at: Micros, aim: Bytes, wish: Bytes, soon: Micros) {
+        self.recurring.needed(at, aim, wish, soon);
     }
 
     /// What is kept because its need returns is needed elsewhere.

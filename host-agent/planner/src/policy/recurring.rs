@@ -3,7 +3,7 @@
 //! ```text
 //!   quiet ── taken ── asked back            gap = quiet .. asked back
 //!                         gap <= 60 s       kept from now on for 1.5 x gap after each use
-//!                         gap >  60 s       not kept: taking it paid
+//!                         gap >  60 s       not kept: taking it paid                 (`returning`, 60 s by default)
 //! ```
 //! A program that needs its memory every half minute is served twice as dear by taking and giving in turns as by
 //! leaving it alone: under TCG a MiB costs 5 ms to take, 0.8 ms to give and 1 ms to be faulted in again by the host.
@@ -17,9 +17,6 @@
 
 use ballast_protocol::{Bytes, Micros};
 use serde::{Deserialize, Serialize};
-
-/// Asked back later than this, it had been worth taking.
-const SOON: Micros = Micros::secs(60);
 
 /// What is known of a guest's returning needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +39,8 @@ impl Recurring {
         self.taken.get_or_insert((quiet_since, aim));
     }
 
-    /// A guest that keeps `aim` is to have `wish`.
-    pub fn needed(&mut self, at: Micros, aim: Bytes, wish: Bytes) {
+    /// A guest that keeps `aim` is to have `wish`; within `soon` of its quiet means that taking did not pay.
+    pub fn needed(&mut self, at: Micros, aim: Bytes, wish: Bytes, soon: Micros) {
         let Some((quiet_since, before)) = self.taken else { return };
         let (taken, returned) = (before - aim, wish.min(before) - aim);
         if returned < taken.share(1, 4) {
@@ -51,7 +48,7 @@ impl Recurring {
         }
         self.taken = None;
         let gap = at - quiet_since;
-        if gap > SOON {
+        if gap > soon {
             *self = Self::default();
             return;
         }
@@ -83,6 +80,7 @@ mod tests {
     use super::*;
 
     const HEADROOM: Bytes = Bytes::mib(64);
+    const SOON: Micros = Micros::secs(60);
 
     /// Quiet since 10 s, taken from 512 to 200 MiB; asked back at `at` seconds, up to `wish` MiB.
     fn asked_back(at: u64, wish: u64) -> Recurring {
@@ -90,7 +88,7 @@ mod tests {
         needs.took(Micros::secs(10), Bytes::mib(512));
         // Later steps do not count anew.
         needs.took(Micros::secs(11), Bytes::mib(300));
-        needs.needed(Micros::secs(at), Bytes::mib(200), Bytes::mib(wish));
+        needs.needed(Micros::secs(at), Bytes::mib(200), Bytes::mib(wish), SOON);
         needs
     }
 
@@ -118,9 +116,17 @@ mod tests {
     }
 
     #[test]
+    fn switched_off_it_keeps_nothing() {
+        let mut needs = Recurring::default();
+        needs.took(Micros::secs(10), Bytes::mib(512));
+        needs.needed(Micros::secs(11), Bytes::mib(200), Bytes::mib(512), Micros::ZERO);
+        assert_eq!(level(&needs, 11), None);
+    }
+
+    #[test]
     fn without_a_taking_a_need_teaches_nothing() {
         let mut needs = Recurring::default();
-        needs.needed(Micros::secs(40), Bytes::mib(200), Bytes::mib(400));
+        needs.needed(Micros::secs(40), Bytes::mib(200), Bytes::mib(400), SOON);
         assert_eq!(needs, Recurring::default());
     }
 
@@ -139,7 +145,7 @@ mod tests {
     fn a_late_return_forgets_what_was_known() {
         let mut needs = asked_back(40, 400);
         needs.took(Micros::secs(85), Bytes::mib(400));
-        needs.needed(Micros::secs(146), Bytes::mib(200), Bytes::mib(400));
+        needs.needed(Micros::secs(146), Bytes::mib(200), Bytes::mib(400), SOON);
         assert_eq!(needs, Recurring::default());
     }
 }

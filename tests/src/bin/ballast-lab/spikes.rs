@@ -158,7 +158,10 @@ impl Spikes {
     fn series(&self, series: u32, spikes: u32, bar: &ProgressBar, all: &Mutex<Vec<Spike>>) -> Result<()> {
         let mut random = Random::new(self.seed, series);
         let mut machine = Machine::builder("spikes").vcpus(self.vcpus).start()?;
-        let host = HostAgent::start(HostAgent::config(&[&machine]))?;
+        let mut config = HostAgent::config(&[&machine]);
+        // Nothing is left alone: every spike is to meet a guest that has just been squeezed.
+        config.insert("defaults".into(), toml::Table::from_iter([("returning".to_owned(), "0s".into())]).into());
+        let host = HostAgent::start(config)?;
         machine.guest.start_agent(&["run"])?;
         let begun = Instant::now();
         while machine.qmp.balloon()? >= machine.size() {
