@@ -6,6 +6,8 @@ use crate::network::Network;
 use crate::paths;
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -95,8 +97,9 @@ impl HostAgent {
             if let Some(status) = process.ended() {
                 bail!("ballast-host ended with {status}\n{}", log_tail(&self.folder.file("host.log"), TAIL));
             }
-            // The socket of a predecessor that was killed may still be there, but nobody answers on it.
-            if std::os::unix::net::UnixStream::connect(self.folder.file("control")).is_ok() {
+            // The socket of a predecessor that was killed may still be there, but nobody answers on it. An answer means
+            // that the listeners for agents stand too: they are bound before the first event is looked at.
+            if answers(&self.folder.file("control")) {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -195,6 +198,17 @@ impl HostAgent {
     pub fn log(&self) -> String {
         log_tail(&self.log_path(), TAIL)
     }
+}
+
+/// Whether somebody answers a question on a control socket.
+fn answers(socket: &Path) -> bool {
+    let asked = || -> std::io::Result<usize> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(START))?;
+        stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: ballast\r\nConnection: close\r\n\r\n")?;
+        stream.read(&mut [0; 1])
+    };
+    asked().is_ok_and(|n| n > 0)
 }
 
 fn path(path: &Path) -> Value {
