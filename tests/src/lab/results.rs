@@ -114,7 +114,8 @@ pub struct GuestRun {
     pub memory_mib: u64,
     /// Looks at it, twice a second, from the end of ageing to the end of the block.
     pub series: Vec<Look>,
-    /// What it went through from the end of ageing to the end of the block.
+    /// What it went through from the law's beginning to the end of the block. What the host held for it, and the
+    /// seconds watched, count from the first phase on: before that the laws still look for their size.
     pub totals: Totals,
 }
 
