@@ -37,9 +37,9 @@ const LAST_WORDS: Micros = Micros::millis(500);
 pub enum Pace {
     /// Nothing moves.
     Idle,
-    /// Memory moves.
+    /// Memory moves, or what was asked for is being used.
     Moving,
-    /// A demand stands, or the balloon moves.
+    /// A demand waits for its memory, or the balloon moves.
     Busy,
 }
 

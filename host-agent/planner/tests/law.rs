@@ -34,6 +34,25 @@ fn leaves_the_headroom_and_ignores_the_dead_band() {
 }
 
 #[test]
+fn what_is_free_while_programs_grow_is_not_spare() {
+    let (mut one, _) = One::found(facts(MAX), VmSettings::default());
+    one.hello();
+    one.report();
+    let before = one.aim();
+    // 30 MiB/s into anonymous memory, for 3 s: longer than the cool-down, with 200 MiB still free at its end.
+    for _ in 0..15 {
+        one.report.anon += Bytes::mib(6);
+        assert_eq!(orders(&one.report()), []);
+        assert_eq!(orders(&one.wait(Micros::millis(200))), []);
+        assert!(matches!(one.holding(), Holding::CoolingDown(_)), "{:?}", one.holding());
+    }
+    assert_eq!(one.aim(), before);
+    one.wait(Micros::millis(1_700));
+    one.report();
+    assert_eq!(orders(&one.wait(Micros::millis(500))).len(), 1, "once it is over, as before");
+}
+
+#[test]
 fn refills_at_once_and_only_once_for_one_report() {
     let mut one = One::quiet_at(Bytes::mib(256));
     (one.report.free, one.report.giveable) = (Bytes::mib(16), Bytes::mib(10));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   slack = free - low watermark                     what can be allocated without anybody being woken
-//!   slack >  headroom + dead band  ->  take the rest, one step at a time, when quiet
+//!   slack >  headroom + dead band  ->  take the rest, one step at a time, when quiet: nothing given, hurt, or in growth
 //!   slack <  3/4 headroom          ->  refill, at once
 //!   slack ~= headroom, cold cache  ->  have the guest drop some, take it when it is free
 //!   a demand                       ->  give what was asked, at once, in one order (see `demand`)
@@ -36,6 +36,9 @@ const RECLAIM_STEP: Bytes = Bytes::mib(32);
 const RECLAIM_PATIENCE: Micros = Micros::secs(5);
 /// Trouble within this time of a taking is the taking's fault.
 const BLAME: Micros = Micros::secs(3);
+/// Programs' memory that grew by this much between two reports is being used up: what is free then is spoken for. One
+/// huge page; the least that an idle guest's programs do not reach by themselves.
+const GROWTH: Bytes = Bytes::mib(2);
 /// PSI `some` per report that counts as trouble: the smallest step that preceded a kill was 5 ms.
 const PRESSURE: Micros = Micros::millis(5);
 /// Refaults per report that count as trouble: 1 MiB.
@@ -56,7 +59,7 @@ const FIRST_LOOP: Micros = Micros::millis(60);
 /// What the law remembers of one VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reactive {
-    /// When the guest was last not quiet: a demand, trouble, or something given.
+    /// When the guest was last not quiet: a demand, trouble, growth of its programs, or something given.
     unquiet: Micros,
     /// When its page cache last grew.
     cache_grew: Micros,
@@ -203,6 +206,10 @@ impl Reactive {
         let old = old?;
         if new.file > old.file + Bytes::mib(1) {
             self.cache_grew = at;
+        }
+        if new.anon + new.shmem >= old.anon + old.shmem + GROWTH {
+            // A burst that was asked for is still taking its memory: what it has not touched yet is not spare.
+            self.unquiet = at;
         }
         let warm = refaulted(new, old) && self.dropped.is_some_and(|when| at <= when + WARM);
         if warm {
