@@ -167,7 +167,7 @@ fn a_guest_that_never_boots_is_told_with_its_console_and_leaves_nothing() {
     lab.env("CARGO_TARGET_DIR", folder.path().join("target")).env("BALLAST_ACCEL", "tcg");
     lab.arg("run").arg(&file).arg("--out").arg(&out);
     let output = lab.stdin(Stdio::null()).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&output.stdout);
     assert!(!output.status.success(), "{text}");
     // The end of its console: the trace of a kernel that found nothing to start.
     assert!(text.contains("did not boot: QEMU ended") && text.contains("kernel_init"), "{text}");
