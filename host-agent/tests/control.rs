@@ -7,7 +7,7 @@
 mod common;
 
 use ballast_protocol::Bytes;
-use common::fake::FakeVm;
+use common::quiet::QuietVm;
 use common::schema::Schemas;
 use common::{Dependant, wait_for};
 use rustix::process::Signal;
@@ -157,8 +157,8 @@ fn answer(stream: &mut UnixStream) -> (u64, String) {
 }
 
 /// 1 GiB with a quarter free: without an agent nothing is taken from it by itself.
-fn settled(folder: &Path, name: &'static str) -> FakeVm {
-    FakeVm::start(folder, name, Bytes::mib(1024), Bytes::mib(760))
+fn settled(folder: &Path, name: &'static str) -> QuietVm {
+    QuietVm::start(folder, name, Bytes::mib(1024), Bytes::mib(760))
 }
 
 #[test]
@@ -454,7 +454,7 @@ fn another_law_rules_at_run_time_and_knows_no_holds() {
 fn a_dry_run_orders_nothing_and_shows_what_a_reclaim_would_take() {
     let directory = folder();
     // 700 MiB of 1 GiB are free, in a guest that talks.
-    let web = FakeVm::start(directory.path(), "web", Bytes::mib(1024), Bytes::mib(300));
+    let web = QuietVm::start(directory.path(), "web", Bytes::mib(1024), Bytes::mib(300));
     let full = settled(directory.path(), "full");
     let config = "[host]\nbudget = \"4GiB\"\n".to_owned() + &web.table("") + &full.table("");
     let mut host = Host::start(directory.path(), "", &config);
@@ -565,6 +565,7 @@ fn a_request_that_makes_no_sense_gets_a_clear_answer() {
         ("PUT", hold, "{\"size\": 1048576, \"reason\": \"a\\nb\"}", 400, "a reason has 1 to 200 printable characters"),
         ("DELETE", "/v1/vms/web/hold?force=yes", "", 400, "`?force=yes` is not known here; ?force=true is"),
         ("DELETE", hold, "", 409, "nobody holds `web`"),
+        ("DELETE", "/v1/reservations/a%0Ab", "", 400, "a name has 1 to 128 printable characters"),
         ("PUT", "/v1/law", "{\"law\": \"mine\"}", 400, "unknown variant `mine`"),
         ("PUT", "/v1/dry-run", "{\"on\": \"yes\"}", 400, "expected a boolean"),
         ("GET", "/v1/vms/nobody", "", 404, "no VM named `nobody` is known"),

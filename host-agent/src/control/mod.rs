@@ -69,3 +69,18 @@ pub enum Change {
     /// Decide and order nothing, or act again.
     DryRun(DryRunRequest),
 }
+
+impl Change {
+    /// The VM that it is about.
+    #[must_use]
+    pub const fn vm(&self) -> Option<&VmName> {
+        match self {
+            Self::Hold(vm, _)
+            | Self::Release { vm, .. }
+            | Self::Exempt { vm, .. }
+            | Self::Reserve(vm, _)
+            | Self::Unreserve(vm) => Some(vm),
+            Self::Law(_) | Self::DryRun(_) => None,
+        }
+    }
+}

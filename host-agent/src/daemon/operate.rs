@@ -47,6 +47,14 @@ fn checked_time(what: &str, span: Micros) -> Result<Micros, Refused> {
     Ok(span)
 }
 
+/// Names stand in logs, one line each.
+fn checked_name(name: &VmName) -> Result<(), Refused> {
+    if name.0.is_empty() || name.0.len() > LONGEST_NAME || name.0.chars().any(char::is_control) {
+        return Err(Refused::invalid(format!("a name has 1 to {LONGEST_NAME} printable characters")));
+    }
+    Ok(())
+}
+
 fn checked_size(size: Bytes) -> Result<Bytes, Refused> {
     if size < Bytes::mib(1) {
         return Err(Refused::invalid(format!("a size of {size} is too little: balloons move by MiB")));
@@ -102,7 +110,8 @@ impl Daemon {
     pub(super) fn change(&mut self, who: &Operator, change: Change, reply: oneshot::Sender<Answer>) {
         let now = self.clock.now();
         self.operated.said.expire(now);
-        let answer = match change {
+        let named = change.vm().map_or(Ok(()), checked_name);
+        let answer = named.and_then(|()| match change {
             Change::Hold(vm, request) => self.hold(now, who, &vm, request),
             Change::Release { vm, force } => self.release(now, who, &vm, force),
             Change::Exempt { vm, on: true } => self.exempt(now, who, &vm),
@@ -111,7 +120,7 @@ impl Daemon {
             Change::Unreserve(name) => self.unreserve(&name),
             Change::Law(request) => Ok(self.choose_law(request.law)),
             Change::DryRun(request) => Ok(self.set_dry_run(request.on)),
-        };
+        });
         match answer {
             Ok(done) => {
                 tracing::info!(user = %who, uid = who.uid, "{}", done.done);
@@ -284,9 +293,6 @@ impl Daemon {
         let size = checked_size(request.size)?;
         self.under_our_law("reserved")?;
         let until = now + checked_time("a reservation of", request.within)?;
-        if name.0.is_empty() || name.0.len() > LONGEST_NAME || name.0.chars().any(char::is_control) {
-            return Err(Refused::invalid(format!("a name has 1 to {LONGEST_NAME} printable characters")));
-        }
         if self.planner.vm(&name).is_some() {
             return Err(Refused::conflict(format!(
                 "`{name}` is here already, and room is reserved for VMs that will start or arrive; `hold` gives it a size"

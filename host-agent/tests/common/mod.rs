@@ -6,8 +6,8 @@
 // Each test file is a crate of its own and uses its share.
 #![allow(dead_code)]
 
-pub mod fake;
 pub mod libvirtd;
+pub mod quiet;
 pub mod schema;
 
 use ballast_host::hypervisor::{Event, What};

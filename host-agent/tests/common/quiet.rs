@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// A VM. Its threads end with it.
 #[derive(Debug)]
-pub struct FakeVm {
+pub struct QuietVm {
     pub name: &'static str,
     folder: PathBuf,
     shared: Arc<Shared>,
@@ -44,7 +44,7 @@ impl Shared {
     }
 }
 
-impl FakeVm {
+impl QuietVm {
     /// `used` of `max` is in use, whatever the balloon does.
     pub fn start(folder: &Path, name: &'static str, max: Bytes, used: Bytes) -> Self {
         let shared = Arc::new(Shared { max, kept: AtomicU64::new(max.0), used, gone: AtomicBool::new(false) });
@@ -94,7 +94,7 @@ impl FakeVm {
     }
 }
 
-impl Drop for FakeVm {
+impl Drop for QuietVm {
     fn drop(&mut self) {
         self.shared.gone.store(true, Ordering::SeqCst);
         // Wakes the thread that accepts.
