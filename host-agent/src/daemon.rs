@@ -13,6 +13,7 @@
 
 mod discover;
 mod dispatch;
+mod operate;
 
 use crate::actuator::{self, Command, Polling};
 use crate::clock::Clock;
@@ -117,7 +118,7 @@ pub enum StartError {
     Transport(#[from] crate::transport::Error),
     /// The control socket.
     #[error(transparent)]
-    Control(#[from] control::ControlError),
+    Control(#[from] control::ServeError),
 }
 
 struct Managed {
@@ -151,6 +152,7 @@ pub struct Daemon {
     prober: mpsc::UnboundedSender<prober::Command>,
     probing: JoinHandle<()>,
     probed: BTreeMap<VmName, ProbeStatus>,
+    operated: operate::Operated,
     /// Whether the host's memory could be read last time: a failure is told once.
     host_read: bool,
 }
@@ -171,13 +173,14 @@ impl Daemon {
         let (events, inbox) = mpsc::channel(EVENTS);
         let planner = Planner::new();
         // First the sockets: they tell whether another daemon is at work, whose journal must not be moved aside.
-        control::serve(&config.daemon.control_socket, events.clone()).await?;
+        control::serve(&config.daemon.control_socket, config.daemon.control_group.as_deref(), events.clone()).await?;
         let listener = Listener::bind(&config).await?;
         let journal = if config.journal.enabled {
             Some(Journal::begin(&config.journal.path, config.journal.max_size.0, &planner, clock.now())?)
         } else {
             None
         };
+        let operated = operate::Operated::load(&config.daemon.state_dir, clock.now());
         let backends = backends(&config, &events)?;
         let (prober, commands) = mpsc::unbounded_channel();
         let targets = targets(&config);
@@ -199,6 +202,7 @@ impl Daemon {
             prober,
             probing,
             probed: BTreeMap::new(),
+            operated,
             host_read: true,
         })
     }
@@ -217,8 +221,9 @@ impl Daemon {
             self.input(Input::Pool { budget, reserve: None });
         }
         if law != LawSettings::Ballast {
-            self.input(Input::Law { law: law.clone() });
+            self.input(Input::Law { law });
         }
+        self.resume_operated();
         let mut next_host = tokio::time::Instant::now();
         self.rediscover();
         tokio::pin!(stop);
@@ -401,7 +406,10 @@ impl Daemon {
                     up: now,
                     config: self.config.file.clone(),
                     law: self.planner.law(),
+                    dry_run: self.is_dry_run(),
                     host: self.planner.host_memory(now),
+                    pool: self.planner.host_status(now),
+                    now,
                     journal: self.config.journal.enabled.then(|| self.config.journal.path.clone()),
                     hypervisors,
                     vms,
@@ -420,6 +428,8 @@ impl Daemon {
                 });
                 let _ = reply.send(explained);
             }
+            control::Query::Reclaim(who, request, reply) => drop(reply.send(self.reclaim(&who, &request))),
+            control::Query::Change(who, change, reply) => self.change(&who, change, reply),
         }
     }
 
@@ -454,6 +464,9 @@ impl Daemon {
         if timeout(DRAIN, finished).await.is_err() {
             tracing::warn!("a hypervisor did not finish an order in {DRAIN:?}; its VM stays as it is");
         }
+        if timeout(DRAIN, self.operated.finish()).await.is_err() {
+            tracing::warn!("what operators said could not be written in {DRAIN:?}");
+        }
         // Long enough for a goodbye on a local socket; nobody is harmed if it is not.
         tokio::time::sleep(Duration::from_millis(50)).await;
         if let Some(journal) = &mut self.journal {
@@ -476,7 +489,7 @@ fn manage(daemon: &Daemon, backend: usize, facts: hypervisor::VmFacts) -> Manage
     let (commands, queue) = mpsc::unbounded_channel();
     let hypervisor = daemon.backends[backend].hypervisor();
     let name = facts.name.clone();
-    let polling = Polling::under(daemon.config.law.name());
+    let polling = Polling::under(daemon.planner.law());
     let task = tokio::spawn(actuator::run(name, hypervisor, queue, daemon.events.clone(), daemon.clock, polling));
     Managed { backend, facts, commands, task }
 }
