@@ -11,12 +11,11 @@ mod keep;
 mod said;
 
 use super::Daemon;
-use crate::actuator::{Command, Polling};
 use crate::control::{
     Change, Done, HoldRequest, LONGEST_REASON, Operator, ReclaimRequest, Reclaimed, Refused, ReserveRequest, unknown_vm,
 };
 use crate::show::seconds;
-use ballast_planner::{Facts, Hold, Input, LawName, Reservation, Vm, VmName};
+use ballast_planner::{Hold, Input, LawName, Reservation, Vm, VmName};
 use ballast_protocol::{Bytes, Micros};
 pub(super) use keep::Operated;
 use said::Said;
@@ -97,7 +96,7 @@ impl Daemon {
 
     /// Whether nothing is ordered: by hand, else by configuration.
     pub(super) fn is_dry_run(&self) -> bool {
-        self.operated.said.dry_run.unwrap_or_default()
+        self.operated.said.dry_run.unwrap_or(self.config.daemon.dry_run)
     }
 
     /// Tells the planner whether it acts.
@@ -261,14 +260,14 @@ impl Daemon {
             return Ok(done(format!("`{vm}` is exempt by {} already", self.config.file.display())));
         }
         self.operated.said.exempt.insert(vm.clone(), who.name.clone());
-        self.resettle(vm);
+        self.settle(vm);
         self.remember(vm, now, format!("exempt: hands off, by {who}"));
         Ok(done(format!("`{vm}` is exempt: it gets all its memory and keeps it")))
     }
 
     fn unexempt(&mut self, now: Micros, who: &Operator, vm: &VmName) -> Answer {
         if self.operated.said.exempt.remove(vm).is_some() {
-            self.resettle(vm);
+            self.settle(vm);
             self.remember(vm, now, format!("exempt: no longer, by {who}"));
             return Ok(done(format!("`{vm}` is no longer exempt")));
         }
@@ -278,15 +277,6 @@ impl Daemon {
         } else {
             format!("`{vm}` is not exempt")
         }))
-    }
-
-    /// Tells the planner a VM's settings anew.
-    pub(super) fn resettle(&mut self, vm: &VmName) {
-        let (Some(managed), Some(known)) = (self.vms.get(vm), self.planner.vm(vm)) else { return };
-        let actual = known.actual.map_or(known.facts.actual, |a| a.what);
-        let facts = Facts { actual, ..known.facts.clone() };
-        let settings = self.settings_for(vm, &managed.facts);
-        self.input(Input::Vm { vm: vm.clone(), facts, settings });
     }
 
     fn reserve(&mut self, now: Micros, name: VmName, request: &ReserveRequest) -> Answer {
@@ -347,10 +337,7 @@ impl Daemon {
     }
 
     fn choose_law(&mut self, law: LawName) -> Done {
-        self.input(Input::Law { law: self.config.laws.of(law) });
-        for managed in self.vms.values() {
-            let _ = managed.commands.send(Command::Poll(Polling::under(law)));
-        }
+        self.rule(self.config.laws.of(law));
         let mut done = done(format!("the law is `{law}`"));
         let configured = self.config.law.name();
         if configured != law {
