@@ -235,11 +235,11 @@ impl Daemon {
             self.vms.insert(name.clone(), managed);
         }
         self.input(input);
-        if migrated && !migrates {
-            self.input(Input::Migrating { vm: name.clone(), migrating: false });
-        }
         if is_new {
             self.resume_operated_for(&name);
+        }
+        if migrated && !migrates {
+            self.input(Input::Migrating { vm: name.clone(), migrating: false });
         }
         if is_new && let Some(session) = self.sessions.get(&name) {
             // Its agent was faster than its hypervisor.

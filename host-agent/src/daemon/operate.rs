@@ -96,13 +96,6 @@ impl Daemon {
         self.operated.said.dry_run.unwrap_or(self.config.daemon.dry_run)
     }
 
-    /// The file says something new about it, which ends what was said by hand.
-    pub(super) fn configured_mode(&mut self) {
-        self.operated.said.dry_run = None;
-        self.operated.keep(self.clock.now());
-        self.tell_mode();
-    }
-
     /// Tells the planner whether it acts.
     pub(super) fn tell_mode(&mut self) {
         let dry_run = self.is_dry_run();

@@ -143,7 +143,9 @@ impl Daemon {
         }
 
         if mode {
-            self.configured_mode();
+            // The file says something new about it: what an operator said before is over.
+            self.operated.forget_mode(self.clock.now());
+            self.tell_mode();
         }
         if let (true, Some(journal)) = (size, &mut self.journal) {
             journal.resize(self.config.journal.max_size.0);
