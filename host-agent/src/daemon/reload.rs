@@ -327,8 +327,8 @@ fn keep_what_is_bound(old: &Config, new: &mut Config, refused: &mut Vec<String>)
     let (a, b) = (&old.daemon, &new.daemon);
     stays("[daemon] state-dir", &a.state_dir.display(), &b.state_dir.display());
     stays("[daemon] control-socket", &a.control_socket.display(), &b.control_socket.display());
-    let group = |daemon: &crate::config::Daemon| daemon.control_group.clone().unwrap_or_else(|| "unset".to_owned());
-    stays("[daemon] control-group", &group(a), &group(b));
+    let group = |group: &Option<String>| group.clone().unwrap_or_else(|| "the daemon's own".to_owned());
+    stays("[daemon] control-group", &group(&a.control_group), &group(&b.control_group));
     stays("[daemon] port", &a.port, &b.port);
     stays("[daemon] vsock", &a.vsock, &b.vsock);
     stays("[journal] enabled", &old.journal.enabled, &new.journal.enabled);
