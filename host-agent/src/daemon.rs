@@ -266,7 +266,7 @@ impl Daemon {
                 }
                 () = sleep_until(next_discovery) => {
                     next_discovery = tokio::time::Instant::now() + discover::EVERY;
-                    self.rediscover();
+                    self.look_regularly();
                 }
             }
         }

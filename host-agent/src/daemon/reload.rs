@@ -195,6 +195,7 @@ impl Daemon {
     /// Hands a VM the settings it is to have by file, metadata and operators; what differs from those it has, in words.
     pub(super) fn settle(&mut self, name: &VmName) -> Option<String> {
         let facts = self.vms.get(name)?.facts.clone();
+        self.judge_metadata(name, &facts);
         let settings = self.settings_for(name, &facts);
         let vm = self.planner.vm(name)?;
         if vm.settings == settings {
