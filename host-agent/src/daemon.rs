@@ -21,6 +21,7 @@ use crate::control;
 use crate::host_memory;
 use crate::hypervisor;
 use crate::journal::{Journal, JournalError, Record};
+use crate::notify::Notifier;
 use crate::prober::{self, ProbeStatus, Prober, Target};
 use crate::session::{self, Admission, Opening};
 use crate::transport::{Listener, Peer, Stream};
@@ -153,6 +154,7 @@ pub struct Daemon {
     probed: BTreeMap<VmName, ProbeStatus>,
     /// Whether the host's memory could be read last time: a failure is told once.
     host_read: bool,
+    notifier: Notifier,
 }
 
 impl std::fmt::Debug for Daemon {
@@ -200,6 +202,7 @@ impl Daemon {
             probing,
             probed: BTreeMap::new(),
             host_read: true,
+            notifier: Notifier::from_environment(),
         })
     }
 
@@ -221,9 +224,14 @@ impl Daemon {
         }
         let mut next_host = tokio::time::Instant::now();
         self.rediscover();
+        // Not when they have answered: a libvirtd that is away is waited for, and guests come by vsock meanwhile.
+        self.tell_status();
+        self.notifier.ready();
         tokio::pin!(stop);
         let mut next_discovery = tokio::time::Instant::now() + discover::EVERY;
         loop {
+            self.notifier.alive();
+            let alive = self.notifier.due();
             if self.inbox.is_empty()
                 && let Some(journal) = &mut self.journal
             {
@@ -240,6 +248,8 @@ impl Daemon {
                 },
                 (peer, stream) = self.listener.accept() => self.connected(peer, stream),
                 () = sleep_until(wake), if deadline.is_some() => self.input(Input::Wake),
+                // Only to begin another turn.
+                () = sleep_until(alive.unwrap_or(next_discovery)), if alive.is_some() => {}
                 () = sleep_until(next_host) => {
                     next_host = tokio::time::Instant::now() + host_memory::EVERY;
                     if self.config.budget.is_none() && self.planner.law().needs_host() {
@@ -249,10 +259,20 @@ impl Daemon {
                 () = sleep_until(next_discovery) => {
                     next_discovery = tokio::time::Instant::now() + discover::EVERY;
                     self.rediscover();
+                    self.tell_status();
                 }
             }
         }
+        self.notifier.stopping();
         self.drain().await;
+    }
+
+    /// The line that `systemctl status` shows, as old as the last look for VMs.
+    fn tell_status(&mut self) {
+        let (vms, agents) = (self.vms.len(), self.sessions.len());
+        let away = self.backends.iter().filter(|b| b.status().error.is_some()).count();
+        let away = if away > 0 { format!(", {away} hypervisors do not answer") } else { String::new() };
+        self.notifier.status(format!("{vms} VMs, {agents} with an agent{away}"));
     }
 
     fn event(&mut self, event: Event) {

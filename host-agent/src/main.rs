@@ -2,11 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+mod commands;
+
 use anyhow::{Context, Result};
 use ballast_host::config::Config;
 use ballast_host::daemon::Daemon;
 use ballast_host::{control, doctor, replay, show};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use commands::generate;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -58,7 +61,32 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write man pages or shell completions into a folder, for packagers.
+    #[command(hide = true)]
+    Generate {
+        /// Which.
+        what: generate::What,
+        /// The folder.
+        directory: PathBuf,
+    },
 }
+
+/// What the man page says beside the command line.
+const MANUAL: &[generate::Section<'_>] = &[
+    (
+        "ENVIRONMENT",
+        &[("BALLAST_LOG", "What the daemon logs: error, warn, info (the default), debug or trace, also per module.")],
+    ),
+    (
+        "FILES",
+        &[
+            (CONFIG, "The configuration. Every key with its default: /usr/share/doc/ballast-host/examples/host.toml."),
+            (SOCKET, "Where the commands find the daemon; for root and the group ballast."),
+            ("/var/lib/ballast/journal", "Every input and every decision, for explain and replay."),
+        ],
+    ),
+    ("SEE ALSO", &[("ballast-guest(8), systemctl(1), virsh(1)", "The agent in the guests, the service, libvirt.")]),
+];
 
 #[derive(Debug, Args)]
 struct Ask {
@@ -116,6 +144,11 @@ fn run(command: Command) -> Result<ExitCode> {
             let replayed = replay::replay(&journal)?;
             print(json, &replayed, show::replayed)?;
             Ok(if replayed.difference.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }
+        Command::Generate { what, directory } => {
+            generate::write(Cli::command(), what, &directory, MANUAL)
+                .with_context(|| format!("writing into {}", directory.display()))?;
+            Ok(ExitCode::SUCCESS)
         }
     }
 }

@@ -1,0 +1,3 @@
+//! The commands that are more than a question to the daemon.
+
+pub mod generate;
