@@ -128,7 +128,7 @@ build_vsock_device() {
 }
 
 build_cargo_deb() {
-    [ "$("$tools/bin/cargo-deb" --version 2>/dev/null)" != "$cargo_deb" ] || return 0
+    [ "$("$tools/bin/cargo-deb" --version 2>/dev/null)" != "cargo-deb $cargo_deb" ] || return 0
     say "building cargo-deb $cargo_deb (a minute)"
     CARGO_TARGET_DIR=$tools/build cargo install --quiet --locked --root "$tools" cargo-deb --version "=$cargo_deb" ||
         fail "cargo-deb $cargo_deb does not build"

@@ -87,9 +87,9 @@ install() {
     }
     rm "$root"/tmp/*.deb
 }
-# Every file with its mode and owner, but the package manager's own.
+# Every file with its mode and owner, but the package manager's own and what systemctl notes.
 files() {
-    find "$root" -xdev \( -path "$root/proc" -o -path "$root/tmp" -o -path "$root/var/lib/dpkg" -o -path "$root/var/cache" \
+    find "$root" -xdev \( -path "$root/proc" -o -path "$root/tmp" -o -path "$root/run/systemd" -o -path "$root/var/lib/dpkg" -o -path "$root/var/cache" \
         -o -path "$root/var/log" \) -prune -o -printf '%M %u:%g /%P\n' | sort
 }
 is() { # what, wanted, found
@@ -165,7 +165,7 @@ for unit in ballast-host ballast-guest; do
     inside systemd-analyze security --no-pager --offline=true --threshold="${most[$unit]}" "$unit.service" >"$work/security" 2>&1 &&
         good=yes || good=
     score=$(tail -n 1 "$work/security")
-    say "  ${score##*→ }"
+    say "  ${score##*level for }"
     [ "$version" != "$judge" ] || [ -n "$good" ] ||
         fail "$unit.service is more exposed than the ${most[$unit]} tenths it had: $(cat "$work/security")"
 done
@@ -175,7 +175,8 @@ inside ballast-host run --check >"$work/check" || fail "the configuration as ins
 sed 's/^\[libvirt\]/[[vm]]\nname = "none"\nqmp = "\/tmp\/run\/none.qmp"\n[daemon]\nstate-dir = "\/tmp\/run"\ncontrol-socket = "\/tmp\/run\/control.sock"\nvsock = false/' \
     "$root/etc/ballast/host.toml" >"$root/tmp/host.toml"
 mkdir "$root/tmp/run"
-inside ballast-host run --config /tmp/host.toml 2>"$work/daemon.log" &
+# Not by `inside`: the process to be ended is the daemon, with no shell before it.
+chroot "$root" ballast-host run --config /tmp/host.toml 2>"$work/daemon.log" &
 daemon=$!
 for _ in $(seq 100); do
     [ ! -S "$root/tmp/run/control.sock" ] || break
@@ -184,7 +185,6 @@ done
 inside ballast-host status --json --config /tmp/host.toml >"$work/status" ||
     { cat "$work/daemon.log" >&2 && fail "the daemon does not answer"; }
 grep -q '"name": "none"' "$work/status" || fail "the daemon does not wait for its VM: $(cat "$work/status")"
-# chroot became the daemon: no process between.
 kill -TERM "$daemon"
 wait "$daemon" || fail "the daemon ends with an error: $(cat "$work/daemon.log")"
 rm -r "$root/tmp/run" "$root/tmp/host.toml"

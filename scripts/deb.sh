@@ -15,6 +15,7 @@ for what in man completions; do
     "$host/ballast-host" generate "$what" "$host/packaging/$what"
     "$target/debug/examples/generate" "$what" "$guest/packaging/$what"
 done
+gzip --best --no-name "$host"/packaging/man/* "$guest"/packaging/man/*
 
 rm -rf "$target/debian"
 mkdir -p "$target/debian"
