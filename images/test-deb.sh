@@ -172,8 +172,8 @@ done
 
 say "run"
 inside ballast-host run --check >"$work/check" || fail "the configuration as installed is refused"
-sed 's/^\[libvirt\]/[[vm]]\nname = "none"\nqmp = "\/tmp\/run\/none.qmp"\n[daemon]\nstate-dir = "\/tmp\/run"\ncontrol-socket = "\/tmp\/run\/control.sock"\nvsock = false/' \
-    "$root/etc/ballast/host.toml" >"$root/tmp/host.toml"
+sed -e 's/^\[libvirt\]/[[vm]]\nname = "none"\nqmp = "\/tmp\/run\/none.qmp"/' \
+    -e 's/^\[daemon\]/&\nstate-dir = "\/tmp\/run"\ncontrol-socket = "\/tmp\/run\/control.sock"\nvsock = false/' "$root/etc/ballast/host.toml" >"$root/tmp/host.toml"
 mkdir "$root/tmp/run"
 # Not by `inside`: the process to be ended is the daemon, with no shell before it.
 chroot "$root" ballast-host run --config /tmp/host.toml 2>"$work/daemon.log" &
@@ -200,7 +200,7 @@ boot() {
     cp "$here/deb/init" "$extra/init"
     echo 0123456789abcdef0123456789abcdef >"$extra/etc/machine-id"
     echo 'cid = 1' >"$extra/etc/ballast/guest.toml"
-    printf '[[vm]]\nname = "itself"\nqmp = "/run/none.qmp"\ncid = 1\n' >"$extra/etc/ballast/host.toml"
+    sed 's/^\[libvirt\]/[[vm]]\nname = "itself"\nqmp = "\/run\/none.qmp"\ncid = 1/' "$root/etc/ballast/host.toml" >"$extra/etc/ballast/host.toml"
     for unit in ballast-host ballast-guest; do
         printf '[Service]\nWatchdogSec=4s\n' >"$extra/etc/systemd/system/$unit.service.d/soon.conf"
     done

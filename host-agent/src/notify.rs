@@ -26,6 +26,13 @@ impl Notifier {
         Self { every, due: Instant::now(), status: String::new(), deaf: false }
     }
 
+    /// The configuration is read again; [`Notifier::ready`] ends it.
+    pub fn reloading(&mut self) {
+        // Without the time, which cannot fail to be had on Linux, systemd would only show less.
+        let at = NotifyState::monotonic_usec_now();
+        self.tell(&at.map_or(vec![NotifyState::Reloading], |at| vec![NotifyState::Reloading, at]));
+    }
+
     /// The daemon serves.
     pub fn ready(&mut self) {
         self.tell(&[NotifyState::Ready]);

@@ -26,7 +26,9 @@ fn commands() -> Vec<String> {
 fn the_configuration_as_installed_is_accepted_and_touches_no_vm() {
     let config = Config::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/host.toml")).unwrap();
     assert!(config.libvirt.is_some() && config.vms.is_empty());
-    assert!(config.defaults.exempt);
+    assert!(config.daemon.dry_run);
+    // The package makes it: packaging/ballast-host.sysusers.
+    assert_eq!(config.daemon.control_group.as_deref(), Some("ballast"));
 }
 
 #[test]

@@ -32,7 +32,7 @@ done
 until_so connected
 echo "test-deb: in the machine: both agents are active and connected after $(cut -d ' ' -f 1 /proc/uptime) s"
 until_so eval 'show ballast-host StatusText | grep -q "^0 VMs, 1 with an agent"'
-[ "$(stat -c '%a %U' /run/ballast/control.sock)" = "660 root" ] || fail "$(ls -l /run/ballast)"
+[ "$(stat -c '%a %U %G' /run/ballast/control.sock)" = "660 root ballast" ] || fail "$(ls -l /run/ballast)"
 [ "$(stat -c '%a %U' /var/lib/ballast)" = "700 root" ] || fail "$(ls -ld /var/lib/ballast)"
 # What a sandbox that is too tight looks like.
 ! journalctl --boot --unit ballast-host --unit ballast-guest | grep -i -e 'not permitted' -e denied -e 'read-only' ||
@@ -48,6 +48,8 @@ until_so connected
 echo "test-deb: in the machine: both agents were stopped, and restarted by the watchdog"
 
 before=$(show ballast-host MainPID)
+systemctl reload ballast-host || fail "the daemon does not reload"
+is ballast-host MainPID "$before" || fail "a reload restarts the daemon"
 dpkg --install --force-confdef --force-confold /m/host_99.deb >/tmp/dpkg 2>&1 || fail "$(cat /tmp/dpkg)"
 until_so is ballast-host ActiveState active
 ! is ballast-host MainPID "$before" || fail "an upgrade does not restart the daemon"

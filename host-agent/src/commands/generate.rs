@@ -40,15 +40,21 @@ pub fn write(command: Command, what: What, directory: &Path, more: &[Section<'_>
             let source = format!("{name} {}", command.get_version().unwrap_or_default());
             page(&command, &source, directory, more)?;
             let whole = format!("{name}({SECTION})");
-            for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
-                page(sub, &source, directory, &[("SEE ALSO", &[(&whole, "The program as a whole.")])])?;
-            }
+            pages_below(&command, &source, directory, &[("SEE ALSO", &[(&whole, "The program as a whole.")])])?;
         }
         What::Completions => {
             for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
                 clap_complete::generate_to(shell, &mut command, &name, directory)?;
             }
         }
+    }
+    Ok(())
+}
+
+fn pages_below(command: &Command, source: &str, directory: &Path, more: &[Section<'_>]) -> io::Result<()> {
+    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+        page(sub, source, directory, more)?;
+        pages_below(sub, source, directory, more)?;
     }
     Ok(())
 }

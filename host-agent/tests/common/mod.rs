@@ -6,7 +6,10 @@
 // Each test file is a crate of its own and uses its share.
 #![allow(dead_code)]
 
+pub mod fake;
 pub mod libvirtd;
+pub mod quiet;
+pub mod schema;
 
 use ballast_host::hypervisor::{Event, What};
 use std::path::{Path, PathBuf};
@@ -117,6 +120,11 @@ impl Dependant {
 
     pub fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Until it has ended.
+    pub fn wait(&mut self) {
+        let _ = self.0.wait();
     }
 
     pub fn kill(&mut self) {
