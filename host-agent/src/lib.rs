@@ -18,6 +18,7 @@ pub mod doctor;
 pub mod host_memory;
 pub mod hypervisor;
 pub mod journal;
+pub mod notify;
 pub mod prober;
 pub mod replay;
 pub mod session;

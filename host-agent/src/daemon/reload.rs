@@ -43,6 +43,7 @@ struct Merged {
 impl Daemon {
     /// Reads the file again and applies what can be.
     pub(super) async fn reload(&mut self) -> Reloaded {
+        self.notifier.reloading();
         let file = self.config.file.clone();
         let merged = Config::examine(&file).map_err(|e| e.to_string()).and_then(|new| merge(&self.config, new));
         let reloaded = match merged {
@@ -59,6 +60,7 @@ impl Daemon {
         }
         let (changed, refused) = (reloaded.changed.len(), reloaded.refused.len());
         tracing::info!(file = %file.display(), changed, refused, "the configuration was read again");
+        self.notifier.ready();
         reloaded
     }
 
@@ -195,6 +197,7 @@ impl Daemon {
     /// Hands a VM the settings it is to have by file, metadata and operators; what differs from those it has, in words.
     pub(super) fn settle(&mut self, name: &VmName) -> Option<String> {
         let facts = self.vms.get(name)?.facts.clone();
+        self.judge_metadata(name, &facts);
         let settings = self.settings_for(name, &facts);
         let vm = self.planner.vm(name)?;
         if vm.settings == settings {
