@@ -225,9 +225,9 @@ impl Daemon {
         );
         let (law, budget, reserve) = (self.config.law.clone(), self.config.budget, self.config.reserve);
         // Before any VM: nothing is decided by one law and undone by another.
-        if self.config.daemon.dry_run {
+        if self.is_dry_run() {
             tracing::warn!("a dry run: everything is decided and written down, and no VM is moved");
-            self.input(Input::Mode { dry_run: true });
+            self.tell_mode();
         }
         if budget.is_some() || reserve.is_some() {
             self.input(Input::Pool { budget, reserve });
@@ -276,7 +276,7 @@ impl Daemon {
                 }
                 () = sleep_until(next_discovery) => {
                     next_discovery = tokio::time::Instant::now() + discover::EVERY;
-                    self.rediscover();
+                    self.look_regularly();
                     self.tell_status();
                 }
             }

@@ -68,9 +68,8 @@ fn hands_off_while_libvirt_migrates() {
     assert!(arriving.iter().any(|f| f.name == a && f.migrating), "{arriving:?}");
     assert!(begun.elapsed() < DEADLINE * 2, "{:?}", begun.elapsed());
 
-    // Given up: it is the same VM as before.
+    // Given up: it is the same VM as before. Of this libvirt tells nothing; the daemon asks every 5 s.
     source.virsh(&["domjobabort", "a"]);
-    expect_event(&mut events, "a", |w| *w == What::Changed, "Changed");
     wait_for("the end of it", || (!here.facts(&a).unwrap().migrating).then_some(()));
     here.order(&a, SIZE - Bytes::mib(32)).unwrap();
     wait_for("the VM to be gone there", || there.vms().unwrap().is_empty().then_some(()));

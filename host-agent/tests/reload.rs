@@ -5,7 +5,7 @@
 mod common;
 
 use ballast_protocol::Bytes;
-use common::fake::{FakeVm, Host, folder};
+use common::script::{FakeVm, Host, folder};
 use common::wait_for;
 use std::time::Duration;
 

@@ -7,7 +7,7 @@ use crate::control;
 use crate::hypervisor::{self, Events, Hypervisor, METADATA, Qmp, State, VmFacts};
 use ballast_planner::{Facts, Input, VmName, VmSettings};
 use ballast_protocol::GuestMessage;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -61,7 +61,19 @@ pub struct Backends {
     all: BTreeMap<usize, Backend>,
     next: usize,
     events: Events,
+    /// The first look after the start, until it is complete.
+    first: Option<FirstLook>,
 }
+
+/// What a daemon that starts has been told so far. It hands the planner all VMs at once: one that is not known yet has
+/// memory all the same, and the first to be found would be given what the others keep (promise P2).
+#[derive(Debug)]
+struct FirstLook {
+    missing: BTreeSet<usize>,
+    answers: Vec<(usize, Found)>,
+}
+
+type Found = Result<Vec<VmFacts>, String>;
 
 impl Backends {
     /// The hypervisors that the configuration names. One that is away is waited for.
@@ -78,7 +90,7 @@ impl Backends {
                 }
             }
         });
-        let mut this = Self { all: BTreeMap::new(), next: 0, events: sender };
+        let mut this = Self { all: BTreeMap::new(), next: 0, events: sender, first: None };
         for vm in &config.vms {
             if let Some(path) = &vm.qmp {
                 this.add_qmp(&vm.name, path);
@@ -89,6 +101,7 @@ impl Backends {
             let connection = hypervisor::Libvirt::new(&libvirt.uri, this.events.clone())?;
             this.add(Backend::new(format!("libvirt {}", libvirt.uri), None, Arc::new(connection)));
         }
+        this.first = Some(FirstLook { missing: this.all.keys().copied().collect(), answers: Vec::new() });
         Ok(this)
     }
 
@@ -153,7 +166,30 @@ impl Daemon {
         });
     }
 
-    pub(super) fn discovered(&mut self, number: usize, vms: Result<Vec<VmFacts>, String>) {
+    /// The regular look. Who has not answered by then is not waited for any longer.
+    pub(super) fn look_regularly(&mut self) {
+        self.end_first_look();
+        self.rediscover();
+    }
+
+    fn end_first_look(&mut self) {
+        let Some(first) = self.backends.first.take() else { return };
+        for (number, vms) in first.answers {
+            self.answered(number, vms);
+        }
+        // What happened since they answered.
+        self.rediscover_changed();
+    }
+
+    pub(super) fn discovered(&mut self, number: usize, vms: Found) {
+        if let Some(first) = &mut self.backends.first {
+            first.missing.remove(&number);
+            first.answers.push((number, vms));
+            if first.missing.is_empty() {
+                self.end_first_look();
+            }
+            return;
+        }
         let again = self.answered(number, vms);
         if again {
             self.ask(number);
@@ -161,7 +197,7 @@ impl Daemon {
     }
 
     /// Takes a hypervisor's answer; whether it should be asked again.
-    fn answered(&mut self, number: usize, vms: Result<Vec<VmFacts>, String>) -> bool {
+    fn answered(&mut self, number: usize, vms: Found) -> bool {
         // One that a reload took out has nothing more to say.
         let Some(backend) = self.backends.all.get_mut(&number) else { return false };
         backend.asked = false;
@@ -215,6 +251,7 @@ impl Daemon {
         if migrates && !migrated {
             self.input(Input::Migrating { vm: name.clone(), migrating: true });
         }
+        self.judge_metadata(&name, &facts);
         let settings = self.settings_for(&name, &facts);
         let input = Input::Vm {
             vm: name.clone(),
@@ -250,26 +287,30 @@ impl Daemon {
     }
 
     /// How a VM is to be treated: by this file, its domain's metadata and its domain's guarantee.
-    pub(super) fn settings_for(&mut self, name: &VmName, facts: &VmFacts) -> VmSettings {
-        let said = facts.metadata.clone().and_then(|all| Overrides::from_elements(&all));
-        let mut settings = match said.and_then(|said| self.config.settings_with(name, &said)) {
-            Ok(settings) => settings,
-            Err(problem) => {
-                let problem = format!(
-                    "the <metadata> of its domain is not used: {problem}; correct it with `virsh metadata {name} \
-                     {METADATA} --edit`; until then this file's settings hold"
-                );
-                tracing::warn!(vm = %name, "{problem}");
-                let at = self.clock.now();
-                self.remember(name, at, problem);
-                self.config.settings(name).clone()
-            }
-        };
+    pub(super) fn settings_for(&self, name: &VmName, facts: &VmFacts) -> VmSettings {
+        let mut settings = self.by_metadata(name, facts).unwrap_or_else(|_| self.config.settings(name).clone());
         if let Some(guarantee) = facts.min_guarantee {
             settings.min = settings.min.max(guarantee);
         }
         settings.exempt |= self.operated.is_exempt(name);
         settings
+    }
+
+    fn by_metadata(&self, name: &VmName, facts: &VmFacts) -> Result<VmSettings, String> {
+        let said = facts.metadata.clone().and_then(|all| Overrides::from_elements(&all))?;
+        self.config.settings_with(name, &said)
+    }
+
+    /// Says so when a domain's metadata cannot be used.
+    pub(super) fn judge_metadata(&mut self, name: &VmName, facts: &VmFacts) {
+        let Err(problem) = self.by_metadata(name, facts) else { return };
+        let problem = format!(
+            "the <metadata> of its domain is not used: {problem}; correct it with `virsh metadata {name} {METADATA} \
+             --edit`; until then the settings of the configuration hold"
+        );
+        tracing::warn!(vm = %name, "{problem}");
+        let at = self.clock.now();
+        self.remember(name, at, problem);
     }
 
     pub(super) fn forget(&mut self, vm: &VmName) {

@@ -77,9 +77,6 @@ impl Daemon {
         for reservation in reservations.values().cloned().collect::<Vec<_>>() {
             self.input(Input::Reserve(reservation));
         }
-        if self.is_dry_run() {
-            self.tell_mode();
-        }
     }
 
     /// A VM was found: whatever was said of it counts again, and what was reserved for it is its own now.
@@ -237,17 +234,18 @@ impl Daemon {
         Ok(done(format!("`{vm}` is released by {who}")))
     }
 
-    /// Whether the configuration says hands off.
-    fn is_exempt_by_configuration(&self, vm: &VmName) -> bool {
-        self.config.settings(vm).exempt
+    /// Where it says hands off, when it is not by hand.
+    fn exempt_by(&self, vm: &VmName) -> Option<String> {
+        if self.config.settings(vm).exempt {
+            return Some(self.config.file.display().to_string());
+        }
+        let by_metadata = !self.operated.is_exempt(vm) && self.planner.vm(vm).is_some_and(|v| v.settings.exempt);
+        by_metadata.then(|| "the <metadata> of its domain".to_owned())
     }
 
     fn how_to_unexempt(&self, vm: &VmName) -> String {
-        if self.is_exempt_by_configuration(vm) {
-            format!("take `exempt = true` out of {}", self.config.file.display())
-        } else {
-            format!("`ballast-host exempt {vm} --off`")
-        }
+        self.exempt_by(vm)
+            .map_or_else(|| format!("`ballast-host exempt {vm} --off`"), |file| format!("take `exempt` out of {file}"))
     }
 
     fn exempt(&mut self, now: Micros, who: &Operator, vm: &VmName) -> Answer {
@@ -256,8 +254,8 @@ impl Daemon {
             let text = format!("`{vm}` is held at {} by {} ({}): release it first", hold.size, hold.by, hold.reason);
             return Err(Refused::conflict(text));
         }
-        if self.is_exempt_by_configuration(vm) {
-            return Ok(done(format!("`{vm}` is exempt by {} already", self.config.file.display())));
+        if let Some(file) = self.exempt_by(vm) {
+            return Ok(done(format!("`{vm}` is exempt by {file} already")));
         }
         self.operated.said.exempt.insert(vm.clone(), who.name.clone());
         self.settle(vm);

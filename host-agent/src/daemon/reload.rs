@@ -197,6 +197,7 @@ impl Daemon {
     /// Hands a VM the settings it is to have by file, metadata and operators; what differs from those it has, in words.
     pub(super) fn settle(&mut self, name: &VmName) -> Option<String> {
         let facts = self.vms.get(name)?.facts.clone();
+        self.judge_metadata(name, &facts);
         let settings = self.settings_for(name, &facts);
         let vm = self.planner.vm(name)?;
         if vm.settings == settings {
@@ -328,6 +329,8 @@ fn keep_what_is_bound(old: &Config, new: &mut Config, refused: &mut Vec<String>)
     let (a, b) = (&old.daemon, &new.daemon);
     stays("[daemon] state-dir", &a.state_dir.display(), &b.state_dir.display());
     stays("[daemon] control-socket", &a.control_socket.display(), &b.control_socket.display());
+    let group = |group: &Option<String>| group.clone().unwrap_or_else(|| "the daemon's own".to_owned());
+    stays("[daemon] control-group", &group(&a.control_group), &group(&b.control_group));
     stays("[daemon] port", &a.port, &b.port);
     stays("[daemon] vsock", &a.vsock, &b.vsock);
     stays("[journal] enabled", &old.journal.enabled, &new.journal.enabled);

@@ -20,7 +20,10 @@ set -e
 hostname ballast-test
 mkdir "$1/dev"
 mount -t tmpfs dev "$1/dev"
-for d in null zero full random urandom tty; do : >"$1/dev/$d"; mount --bind "/dev/$d" "$1/dev/$d"; done
+for d in null zero full random urandom tty vhost-vsock; do
+    [ -e "/dev/$d" ] || continue
+    : >"$1/dev/$d"; mount --bind "/dev/$d" "$1/dev/$d"
+done
 mkdir "$1/dev/pts" "$1/dev/shm" "$1/dev/net"
 mount -t devpts -o newinstance,ptmxmode=666 devpts "$1/dev/pts"
 ln -s pts/ptmx "$1/dev/ptmx"

@@ -6,10 +6,10 @@
 // Each test file is a crate of its own and uses its share.
 #![allow(dead_code)]
 
-pub mod fake;
 pub mod libvirtd;
 pub mod quiet;
 pub mod schema;
+pub mod script;
 
 use ballast_host::hypervisor::{Event, What};
 use std::path::{Path, PathBuf};

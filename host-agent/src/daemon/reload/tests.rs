@@ -76,7 +76,7 @@ fn what_stays_must_not_meet_what_comes() {
 #[test]
 fn what_is_bound_stays_and_needs_a_restart() {
     let old = "[libvirt]\n[daemon]\nvsock = false\n";
-    let new = "[daemon]\nvsock = false\nstate-dir = \"/s\"\ncontrol-socket = \"/c\"\nport = 9999\non-exit = \"release\"\n\
+    let new = "[daemon]\nvsock = false\nstate-dir = \"/s\"\ncontrol-socket = \"/c\"\ncontrol-group = \"vms\"\nport = 9999\non-exit = \"release\"\n\
                dry-run = true\n[journal]\nenabled = false\nmax-size = \"7MiB\"\n[libvirt]\nuri = \"qemu:///session\"\n";
     let merged = merged(old, new).unwrap();
     let was = config(old);
@@ -88,6 +88,7 @@ fn what_is_bound_stays_and_needs_a_restart() {
     for what in [
         "[daemon] state-dir stays /var/lib/ballast until ballast-host is restarted; the file says /s",
         "[daemon] control-socket stays /run/ballast/control.sock until",
+        "[daemon] control-group stays unset until ballast-host is restarted; the file says vms",
         "[daemon] port stays 9150 until ballast-host is restarted; the file says 9999",
         "[journal] enabled stays true until",
         "[journal] path stays /var/lib/ballast/journal until",
@@ -95,7 +96,7 @@ fn what_is_bound_stays_and_needs_a_restart() {
     ] {
         assert!(said.contains(what), "{what}\n{said}");
     }
-    assert_eq!(merged.refused.len(), 6, "{said}");
+    assert_eq!(merged.refused.len(), 7, "{said}");
 }
 
 #[test]
