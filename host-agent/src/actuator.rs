@@ -44,6 +44,8 @@ pub enum Command {
     },
     /// Read the balloon's size this often.
     Watch(Micros),
+    /// Another law rules, which needs other statistics.
+    Polling(Polling),
     /// Whether an agent reports; without one the balloon's statistics are read.
     Agent(bool),
     /// Carry out what is left, then end.
@@ -57,12 +59,13 @@ pub async fn run(
     mut commands: mpsc::UnboundedReceiver<Command>,
     events: mpsc::Sender<Event>,
     clock: Clock,
-    polling: Polling,
+    mut polling: Polling,
 ) {
     let mut state = Actuator { vm, hypervisor, events, clock, told: None, reachable: true };
     let mut every = Duration::from_secs(1);
     let mut next_look = Instant::now() + every;
     let mut next_statistics = Some(Instant::now());
+    let mut has_agent = false;
     loop {
         let statistics_at = next_statistics.unwrap_or_else(|| Instant::now() + polling.every);
         tokio::select! {
@@ -79,7 +82,14 @@ pub async fn run(
                             every = interval.duration();
                             next_look = next_look.min(Instant::now() + every);
                         }
-                        Some(Command::Agent(alive)) => next_statistics = (!alive || polling.always).then(Instant::now),
+                        Some(Command::Polling(other)) => {
+                            polling = other;
+                            next_statistics = (!has_agent || polling.always).then(Instant::now);
+                        }
+                        Some(Command::Agent(alive)) => {
+                            has_agent = alive;
+                            next_statistics = (!alive || polling.always).then(Instant::now);
+                        }
                     }
                     match commands.try_recv() {
                         Ok(more) => next = Some(more),

@@ -13,6 +13,8 @@
 
 mod discover;
 mod dispatch;
+mod operate;
+pub mod reload;
 
 use crate::actuator::{self, Command, Polling};
 use crate::clock::Clock;
@@ -21,15 +23,18 @@ use crate::control;
 use crate::host_memory;
 use crate::hypervisor;
 use crate::journal::{Journal, JournalError, Record};
+use crate::notify::Notifier;
 use crate::prober::{self, ProbeStatus, Prober, Target};
 use crate::session::{self, Admission, Opening};
 use crate::transport::{Listener, Peer, Stream};
 use ballast_planner::{Input, LawSettings, Planner, VmName, VmStatus};
-use ballast_protocol::{Answer, GuestMessage, Hello, HostMessage, Micros, Refusal, Shortfall, Verdict};
-pub use discover::{Backend, backends};
+use ballast_protocol::{Answer, Bytes, GuestMessage, Hello, HostMessage, Micros, Refusal, Shortfall, Verdict};
+pub use discover::{Backend, Backends};
+pub use reload::Reloaded;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use tokio::sync::{mpsc, watch};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, sleep_until, timeout};
 
@@ -101,6 +106,8 @@ pub enum Event {
     Probed(ProbeStatus),
     /// Somebody asks.
     Query(control::Query),
+    /// The configuration file is to be read again; what came of it is told.
+    Reload(oneshot::Sender<Reloaded>),
 }
 
 /// A daemon that cannot start.
@@ -117,7 +124,7 @@ pub enum StartError {
     Transport(#[from] crate::transport::Error),
     /// The control socket.
     #[error(transparent)]
-    Control(#[from] control::ControlError),
+    Control(#[from] control::ServeError),
 }
 
 struct Managed {
@@ -140,7 +147,7 @@ pub struct Daemon {
     clock: Clock,
     planner: Planner,
     journal: Option<Journal>,
-    backends: Vec<Backend>,
+    backends: Backends,
     vms: BTreeMap<VmName, Managed>,
     sessions: BTreeMap<VmName, Session>,
     next_session: u64,
@@ -151,8 +158,10 @@ pub struct Daemon {
     prober: mpsc::UnboundedSender<prober::Command>,
     probing: JoinHandle<()>,
     probed: BTreeMap<VmName, ProbeStatus>,
+    operated: operate::Operated,
     /// Whether the host's memory could be read last time: a failure is told once.
     host_read: bool,
+    notifier: Notifier,
 }
 
 impl std::fmt::Debug for Daemon {
@@ -171,16 +180,17 @@ impl Daemon {
         let (events, inbox) = mpsc::channel(EVENTS);
         let planner = Planner::new();
         // First the sockets: they tell whether another daemon is at work, whose journal must not be moved aside.
-        control::serve(&config.daemon.control_socket, events.clone()).await?;
+        control::serve(&config.daemon.control_socket, config.daemon.control_group.as_deref(), events.clone()).await?;
         let listener = Listener::bind(&config).await?;
         let journal = if config.journal.enabled {
             Some(Journal::begin(&config.journal.path, config.journal.max_size.0, &planner, clock.now())?)
         } else {
             None
         };
-        let backends = backends(&config, &events)?;
+        let operated = operate::Operated::load(&config.daemon.state_dir, clock.now());
+        let backends = Backends::new(&config, &events)?;
         let (prober, commands) = mpsc::unbounded_channel();
-        let targets = targets(&config);
+        let targets = targets(&config.vms);
         let task = Prober::new(config.prober.clone(), &targets, commands, events.clone(), clock);
         let probing = tokio::spawn(task.run());
         Ok(Self {
@@ -199,7 +209,9 @@ impl Daemon {
             prober,
             probing,
             probed: BTreeMap::new(),
+            operated,
             host_read: true,
+            notifier: Notifier::from_environment(),
         })
     }
 
@@ -211,19 +223,32 @@ impl Daemon {
             control = %self.config.daemon.control_socket.display(),
             "ballast-host runs"
         );
-        let (law, budget) = (self.config.law.clone(), self.config.budget);
+        let (law, budget, reserve) = (self.config.law.clone(), self.config.budget, self.config.reserve);
         // Before any VM: nothing is decided by one law and undone by another.
-        if budget.is_some() {
-            self.input(Input::Pool { budget, reserve: None });
+        if self.is_dry_run() {
+            tracing::warn!("a dry run: everything is decided and written down, and no VM is moved");
+            self.tell_mode();
+        }
+        if budget.is_some() || reserve.is_some() {
+            self.input(Input::Pool { budget, reserve });
         }
         if law != LawSettings::Ballast {
-            self.input(Input::Law { law: law.clone() });
+            self.input(Input::Law { law });
         }
+        self.resume_operated();
+        let mut hangups = signal(SignalKind::hangup())
+            .inspect_err(|error| tracing::warn!(%error, "SIGHUP cannot be heard: use `ballast-host reload`"))
+            .ok();
         let mut next_host = tokio::time::Instant::now();
         self.rediscover();
+        // Not when they have answered: a libvirtd that is away is waited for, and guests come by vsock meanwhile.
+        self.tell_status();
+        self.notifier.ready();
         tokio::pin!(stop);
         let mut next_discovery = tokio::time::Instant::now() + discover::EVERY;
         loop {
+            self.notifier.alive();
+            let alive = self.notifier.due();
             if self.inbox.is_empty()
                 && let Some(journal) = &mut self.journal
             {
@@ -234,12 +259,15 @@ impl Daemon {
             tokio::select! {
                 biased;
                 () = &mut stop => break,
+                () = hung_up(&mut hangups) => drop(self.reload().await),
                 event = self.inbox.recv() => match event {
-                    Some(event) => self.event(event),
+                    Some(event) => self.event(event).await,
                     None => break,
                 },
                 (peer, stream) = self.listener.accept() => self.connected(peer, stream),
                 () = sleep_until(wake), if deadline.is_some() => self.input(Input::Wake),
+                // Only to begin another turn.
+                () = sleep_until(alive.unwrap_or(next_discovery)), if alive.is_some() => {}
                 () = sleep_until(next_host) => {
                     next_host = tokio::time::Instant::now() + host_memory::EVERY;
                     if self.config.budget.is_none() && self.planner.law().needs_host() {
@@ -248,14 +276,32 @@ impl Daemon {
                 }
                 () = sleep_until(next_discovery) => {
                     next_discovery = tokio::time::Instant::now() + discover::EVERY;
-                    self.rediscover();
+                    self.look_regularly();
+                    self.tell_status();
                 }
             }
         }
+        self.notifier.stopping();
         self.drain().await;
     }
 
-    fn event(&mut self, event: Event) {
+    /// The line that `systemctl status` shows, as old as the last look for VMs.
+    fn tell_status(&mut self) {
+        let mut text = format!("{} VMs, {} with an agent", self.vms.len(), self.sessions.len());
+        let away = self.backends.status().iter().filter(|b| b.error.is_some()).count();
+        if away > 0 {
+            text += &format!(", {away} hypervisors do not answer");
+        }
+        if let Some(host) = self.planner.host_status(self.clock.now()).filter(|h| h.short > Bytes::ZERO) {
+            text += &format!(", the host is short by {}", host.short);
+        }
+        if self.is_dry_run() {
+            text += ", a dry run";
+        }
+        self.notifier.status(text);
+    }
+
+    async fn event(&mut self, event: Event) {
         match event {
             Event::Input(input) => self.input(input),
             Event::Guest { vm, received, message } => self.guest(vm, received, message),
@@ -271,6 +317,11 @@ impl Daemon {
             Event::Hypervisor(event) => self.hypervisor_event(event),
             Event::Probed(status) => drop(self.probed.insert(status.vm.clone(), status)),
             Event::Query(query) => self.query(query),
+            Event::Reload(reply) => {
+                let reloaded = self.reload().await;
+                // Who asked may have gone.
+                let _ = reply.send(reloaded);
+            }
         }
     }
 
@@ -387,7 +438,7 @@ impl Daemon {
         match query {
             control::Query::Status(reply) => {
                 let vms = self.planner.vms().map(|(name, vm)| VmStatus::of(name, vm, now)).collect();
-                let hypervisors = self.backends.iter().map(Backend::status).collect();
+                let hypervisors = self.backends.status();
                 let waiting = self
                     .config
                     .vms
@@ -401,7 +452,10 @@ impl Daemon {
                     up: now,
                     config: self.config.file.clone(),
                     law: self.planner.law(),
+                    dry_run: self.is_dry_run(),
                     host: self.planner.host_memory(now),
+                    pool: self.planner.host_status(now),
+                    now,
                     journal: self.config.journal.enabled.then(|| self.config.journal.path.clone()),
                     hypervisors,
                     vms,
@@ -420,6 +474,8 @@ impl Daemon {
                 });
                 let _ = reply.send(explained);
             }
+            control::Query::Reclaim(who, request, reply) => drop(reply.send(self.reclaim(&who, &request))),
+            control::Query::Change(who, change, reply) => self.change(&who, change, reply),
         }
     }
 
@@ -454,6 +510,9 @@ impl Daemon {
         if timeout(DRAIN, finished).await.is_err() {
             tracing::warn!("a hypervisor did not finish an order in {DRAIN:?}; its VM stays as it is");
         }
+        if timeout(DRAIN, self.operated.finish()).await.is_err() {
+            tracing::warn!("what operators said could not be written in {DRAIN:?}");
+        }
         // Long enough for a goodbye on a local socket; nobody is harmed if it is not.
         tokio::time::sleep(Duration::from_millis(50)).await;
         if let Some(journal) = &mut self.journal {
@@ -465,18 +524,29 @@ impl Daemon {
 }
 
 /// The VMs whose service is measured.
-fn targets(config: &Config) -> Vec<Target> {
+fn targets(vms: &[crate::config::Vm]) -> Vec<Target> {
     let target =
         |vm: &crate::config::Vm| Target { vm: vm.name.clone(), service: vm.service, interface: vm.interface.clone() };
-    config.vms.iter().map(target).collect()
+    vms.iter().map(target).collect()
 }
 
-/// Starts the actuator of a VM.
-fn manage(daemon: &Daemon, backend: usize, facts: hypervisor::VmFacts) -> Managed {
+/// Waits for a SIGHUP, for ever if none can be heard.
+async fn hung_up(hangups: &mut Option<Signal>) {
+    let heard = match hangups {
+        Some(hangups) => hangups.recv().await,
+        None => None,
+    };
+    if heard.is_none() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Starts the actuator of a VM; `None`: its hypervisor has been taken out meanwhile.
+fn manage(daemon: &Daemon, backend: usize, facts: hypervisor::VmFacts) -> Option<Managed> {
     let (commands, queue) = mpsc::unbounded_channel();
-    let hypervisor = daemon.backends[backend].hypervisor();
+    let hypervisor = daemon.backends.get(backend)?.hypervisor();
     let name = facts.name.clone();
-    let polling = Polling::under(daemon.config.law.name());
+    let polling = Polling::under(daemon.planner.law());
     let task = tokio::spawn(actuator::run(name, hypervisor, queue, daemon.events.clone(), daemon.clock, polling));
-    Managed { backend, facts, commands, task }
+    Some(Managed { backend, facts, commands, task })
 }

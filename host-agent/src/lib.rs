@@ -4,7 +4,7 @@
 //!   config -> daemon (planner, journal) -> session (one per guest)  <-vsock-> guest agent
 //!                    |                  -> actuator (one per VM)    -> hypervisor (QMP, libvirt)
 //!                    |  -> prober (one)               -> iperf3 in the guest
-//!                    '-> control (status, explain)      replay, doctor: beside the daemon, not in it
+//!                    '-> control (an HTTP API)          replay, doctor: beside the daemon, not in it
 //! ```
 
 #![deny(unsafe_code)]
@@ -18,6 +18,7 @@ pub mod doctor;
 pub mod host_memory;
 pub mod hypervisor;
 pub mod journal;
+pub mod notify;
 pub mod prober;
 pub mod replay;
 pub mod session;

@@ -9,7 +9,10 @@ use rustix::process::{Pid, Signal};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
+
+static HOSTS: AtomicU64 = AtomicU64::new(0xff);
 
 /// Mounts; $1 is a directory with the configuration. The last line is process 1 of the namespace.
 const NAMESPACE: &str = r#"
@@ -50,8 +53,10 @@ impl Libvirtd {
         let path = directory.path();
         let libvirtd_conf = format!(
             "unix_sock_dir = \"{}\"\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\nunix_sock_rw_perms = \"0700\"\n\
-             host_uuid = \"7b2c0000-0000-4000-8000-0000000000ff\"\nlog_outputs = \"3:file:{}\"\n",
+             host_uuid = \"7b2c0000-0000-4000-8000-{:012x}\"\nlog_outputs = \"3:file:{}\"\n",
             path.display(),
+            // Two of them are two hosts.
+            HOSTS.fetch_add(1, Ordering::Relaxed),
             path.join("libvirtd.log").display()
         );
         std::fs::write(path.join("libvirtd.conf"), libvirtd_conf).unwrap();

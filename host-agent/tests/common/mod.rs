@@ -7,6 +7,9 @@
 #![allow(dead_code)]
 
 pub mod libvirtd;
+pub mod quiet;
+pub mod schema;
+pub mod script;
 
 use ballast_host::hypervisor::{Event, What};
 use std::path::{Path, PathBuf};
@@ -117,6 +120,11 @@ impl Dependant {
 
     pub fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Until it has ended.
+    pub fn wait(&mut self) {
+        let _ = self.0.wait();
     }
 
     pub fn kill(&mut self) {
