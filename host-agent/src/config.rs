@@ -8,6 +8,7 @@
 
 mod check;
 mod law;
+mod metrics;
 mod probing;
 mod raw;
 
@@ -17,6 +18,8 @@ use ballast_protocol::Bytes;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+pub use metrics::Metrics;
 
 /// What the daemon is to do. Made by [`Config::load`] and [`Config::parse`] only, which check it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub struct Config {
     pub journal: Journal,
     /// libvirt, when it is to be used.
     pub libvirt: Option<Libvirt>,
+    /// Metrics and status page, when they are to be served.
+    pub metrics: Option<Metrics>,
     /// The prober.
     pub prober: prober::Settings,
     /// What the host counts as having, all VMs together; `None`: what its kernel says.

@@ -13,6 +13,7 @@
 
 mod discover;
 mod dispatch;
+mod seen;
 
 use crate::actuator::{self, Command, Polling};
 use crate::clock::Clock;
@@ -21,15 +22,18 @@ use crate::control;
 use crate::host_memory;
 use crate::hypervisor;
 use crate::journal::{Journal, JournalError, Record};
+use crate::metrics::{Metrics, Snapshot};
 use crate::prober::{self, ProbeStatus, Prober, Target};
 use crate::session::{self, Admission, Opening};
 use crate::transport::{Listener, Peer, Stream};
+use crate::web;
 use ballast_planner::{Input, LawSettings, Planner, VmName, VmStatus};
 use ballast_protocol::{Answer, GuestMessage, Hello, HostMessage, Micros, Refusal, Shortfall, Verdict};
 pub use discover::{Backend, backends};
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::path::Path;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, sleep_until, timeout};
 
@@ -101,6 +105,13 @@ pub enum Event {
     Probed(ProbeStatus),
     /// Somebody asks.
     Query(control::Query),
+    /// Metrics or the page are wanted.
+    Look {
+        /// With what was ordered and demanded in so long a time before; `None`: without.
+        marks: Option<Micros>,
+        /// Where to.
+        reply: oneshot::Sender<Box<Snapshot>>,
+    },
 }
 
 /// A daemon that cannot start.
@@ -118,6 +129,9 @@ pub enum StartError {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] control::ControlError),
+    /// Metrics and the status page.
+    #[error(transparent)]
+    Web(#[from] web::Error),
 }
 
 struct Managed {
@@ -151,6 +165,10 @@ pub struct Daemon {
     prober: mpsc::UnboundedSender<prober::Command>,
     probing: JoinHandle<()>,
     probed: BTreeMap<VmName, ProbeStatus>,
+    metrics: Metrics,
+    /// When the clock began, seconds since 1970.
+    started: f64,
+    web: Option<SocketAddr>,
     /// Whether the host's memory could be read last time: a failure is told once.
     host_read: bool,
 }
@@ -172,6 +190,10 @@ impl Daemon {
         let planner = Planner::new();
         // First the sockets: they tell whether another daemon is at work, whose journal must not be moved aside.
         control::serve(&config.daemon.control_socket, events.clone()).await?;
+        let web = match &config.metrics {
+            Some(settings) => Some(web::serve(settings, events.clone()).await?),
+            None => None,
+        };
         let listener = Listener::bind(&config).await?;
         let journal = if config.journal.enabled {
             Some(Journal::begin(&config.journal.path, config.journal.max_size.0, &planner, clock.now())?)
@@ -199,8 +221,17 @@ impl Daemon {
             prober,
             probing,
             probed: BTreeMap::new(),
+            metrics: Metrics::default(),
+            started: std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |d| d.as_secs_f64()),
+            web,
             host_read: true,
         })
+    }
+
+    /// Where metrics and the status page are, if they are served.
+    #[must_use]
+    pub const fn web(&self) -> Option<SocketAddr> {
+        self.web
     }
 
     /// Runs until `stop` resolves, then drains: orders under way are finished, guests are told, sockets removed.
@@ -209,6 +240,7 @@ impl Daemon {
             vms = self.config.vms.len(),
             law = %self.config.law.name(),
             control = %self.config.daemon.control_socket.display(),
+            page = self.web.map(|address| format!("http://{address}/")),
             "ballast-host runs"
         );
         let (law, budget) = (self.config.law.clone(), self.config.budget);
@@ -261,12 +293,17 @@ impl Daemon {
                 let at = self.clock.now();
                 self.record(&Record::Clock { at, vm, offset, round_trip });
             }
-            Event::Issued { vm, order, at, took } => self.record(&Record::Issued { at, vm, order, took }),
+            Event::Issued { vm, order, at, took } => {
+                self.metrics.issued(order, at, took);
+                self.record(&Record::Issued { at, vm, order, took });
+            }
             Event::Rediscover => self.rediscover(),
             Event::Discovered { backend, vms } => self.discovered(backend, vms),
             Event::Hypervisor(event) => self.hypervisor_event(event),
             Event::Probed(status) => drop(self.probed.insert(status.vm.clone(), status)),
             Event::Query(query) => self.query(query),
+            // Whoever asked may have gone.
+            Event::Look { marks, reply } => drop(reply.send(Box::new(self.look(marks)))),
         }
     }
 
@@ -284,12 +321,16 @@ impl Daemon {
             journal.write(&Record::Input { at, input: input.clone() });
         }
         let vm = if let Input::Running { vm, .. } | Input::Vm { vm, .. } = &input { Some(vm.clone()) } else { None };
+        let quiet_end = seen::quiet_end(&input);
         self.planner.handle(at, input);
         if let Some(vm) = vm {
             self.tell_running(&vm);
         }
         while let Some(action) = self.planner.poll_action() {
             self.dispatch(at, action);
+        }
+        if let Some(vm) = quiet_end {
+            self.heard(at, &vm);
         }
     }
 
@@ -309,6 +350,7 @@ impl Daemon {
     }
 
     fn guest(&mut self, vm: VmName, received: Micros, message: GuestMessage) {
+        self.hear(&vm, received, &message);
         if let GuestMessage::Demand(demand) = &message {
             let id = demand.id;
             if self.planner.vm(&vm).is_none() {

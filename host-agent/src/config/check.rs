@@ -1,6 +1,6 @@
 //! From the file's text to a configuration that can be used: defaults, and what no single field can know.
 
-use super::{Address, Config, ConfigError, Daemon, Journal, Libvirt, Source, Vm, law, probing, raw};
+use super::{Address, Config, ConfigError, Daemon, Journal, Libvirt, Source, Vm, law, metrics, probing, raw};
 use ballast_planner::{VmName, VmSettings};
 use ballast_protocol::{Bytes, DEFAULT_PORT};
 use std::collections::BTreeMap;
@@ -39,6 +39,7 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
         socket(source, daemon.control_socket.as_ref(), "control-socket", "")?.unwrap_or_else(|| CONTROL_SOCKET.into());
     let journal = journal(source, &raw.journal, &state_dir)?;
     let libvirt = libvirt(source, raw.libvirt.as_ref())?;
+    let metrics = metrics::check(source, &raw.metrics)?;
     let prober = probing::settings(source, &raw.prober)?;
     let budget = raw.host.budget.as_ref().map(|b| b.get_ref().0);
     if let Some(given) = raw.host.budget.as_ref().filter(|b| b.get_ref().0 < LEAST_BUDGET) {
@@ -71,6 +72,7 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
         },
         journal,
         libvirt,
+        metrics,
         prober,
         budget,
         law,

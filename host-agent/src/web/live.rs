@@ -1,0 +1,87 @@
+//! Snapshots for whoever looks at the page: taken once a second, for all of them together, and only while there is one.
+
+use super::{Shown, look};
+use crate::daemon::Event;
+use crate::metrics;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::sse::{self, Sse};
+use axum::response::{IntoResponse, Response};
+use ballast_protocol::Micros;
+use futures_util::stream;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::MissedTickBehavior;
+
+/// Pages at a time.
+const PAGES: usize = 16;
+const EVERY: Duration = Duration::from_secs(1);
+/// Each snapshot repeats what happened in so long a time: a page that missed some of them misses nothing.
+const AGAIN: Micros = Micros::secs(5);
+/// How soon a page that lost its connection comes back.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// The latest snapshot, as JSON; empty before the first.
+#[derive(Debug)]
+pub struct Live {
+    latest: watch::Sender<Arc<str>>,
+    wanted: Notify,
+}
+
+impl Live {
+    /// Starts the task that looks. It ends with the daemon.
+    pub fn start(events: mpsc::Sender<Event>) -> Arc<Self> {
+        let live = Arc::new(Self { latest: watch::Sender::new("".into()), wanted: Notify::new() });
+        tokio::spawn(run(Arc::clone(&live), events));
+        live
+    }
+}
+
+async fn run(live: Arc<Live>, events: mpsc::Sender<Event>) {
+    loop {
+        live.wanted.notified().await;
+        let mut ticks = tokio::time::interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while live.latest.receiver_count() > 0 {
+            ticks.tick().await;
+            let Some(text) = text(&events, Some(AGAIN)).await else { return };
+            live.latest.send_replace(text.into());
+        }
+    }
+}
+
+/// `None`: the daemon ends.
+async fn text(events: &mpsc::Sender<Event>, marks: Option<Micros>) -> Option<String> {
+    let snapshot = look(events, marks).await?;
+    let json = tokio::task::spawn_blocking(move || metrics::json(&snapshot)).await;
+    // Neither can happen but by a mistake of ours, and a page without news says so by itself.
+    Some(json.ok().and_then(Result::ok).unwrap_or_default())
+}
+
+/// What happened lately at once, and then a snapshot a second.
+pub async fn events(State(shown): State<Shown>) -> Response {
+    if shown.live.latest.receiver_count() >= PAGES {
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many pages are open\n").into_response();
+    }
+    let mut latest = shown.live.latest.subscribe();
+    // What is left from an earlier listener is old.
+    latest.mark_unchanged();
+    let Some(first) = text(&shown.events, Some(Micros::MAX)).await else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
+    shown.live.wanted.notify_one();
+    let snapshots = stream::unfold((Some(first), latest), |(first, mut latest)| async move {
+        let text = match first {
+            Some(text) => text,
+            // The sender lives as long as the server.
+            None => {
+                latest.changed().await.ok()?;
+                latest.borrow_and_update().to_string()
+            }
+        };
+        Some((Ok::<_, Infallible>(sse::Event::default().data(text).retry(RETRY)), (None, latest)))
+    });
+    Sse::new(snapshots).into_response()
+}
