@@ -245,8 +245,11 @@ impl Daemon {
         );
         let (law, budget) = (self.config.law.clone(), self.config.budget);
         // Before any VM: nothing is decided by one law and undone by another.
-        if law != LawSettings::Ballast || budget.is_some() {
-            self.input(Input::Law { law: law.clone(), budget });
+        if budget.is_some() {
+            self.input(Input::Pool { budget, reserve: None });
+        }
+        if law != LawSettings::Ballast {
+            self.input(Input::Law { law: law.clone() });
         }
         let reads_host = law.name().needs_host() && budget.is_none();
         let mut next_host = tokio::time::Instant::now();

@@ -48,6 +48,11 @@ impl Planner {
         vm.counts.taken += before - actual;
         vm.counts.given += actual - before;
         vm.actual = Some(Stamped { at, what: actual });
+        if self.dry_run {
+            // Whoever moves it, it is not this planner.
+            (vm.aim, vm.settled) = (actual, if before == actual { vm.settled } else { at });
+            return;
+        }
         let by_itself = match &vm.order {
             Some(order) => {
                 let target = order.target.bytes();
@@ -56,6 +61,7 @@ impl Planner {
                 if done {
                     vm.order = None;
                     vm.settled = at;
+                    self.pool.look_again();
                 }
                 // A guest that lets go while it is to give needs help now, not when patience ends.
                 actual - most
@@ -128,7 +134,8 @@ impl Planner {
         // The same machine serves the same users.
         let service = std::mem::take(&mut vm.service);
         let new = Vm::new(facts, vm.settings.clone(), at);
-        *vm = Vm { counts, service, watch: vm.watch, released: vm.released, leftover: Leftover::Awaited, ..new };
+        let hold = vm.hold.take();
+        *vm = Vm { counts, service, hold, watch: vm.watch, released: vm.released, leftover: Leftover::Awaited, ..new };
         if !reachable {
             // As soon as it is found again.
             vm.actual = None;

@@ -2,6 +2,30 @@
 
 use ballast_protocol::{Bytes, Micros};
 use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Who comes first when the host has not enough for everybody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    /// Gets what the others leave.
+    Low,
+    /// Most VMs.
+    #[default]
+    Normal,
+    /// Gets all it needs before the others get more than they are guaranteed.
+    High,
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+        })
+    }
+}
 
 /// The settings of one VM, complete: every default is filled in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +53,10 @@ pub struct VmSettings {
     /// Take even from a VM whose balloon does not deflate when the guest runs out of memory. There a large
     /// allocation is refused at once, before any agent can help (7 of 7 measured), so the default is no.
     pub allow_without_deflate_on_oom: bool,
+    /// Its weight among VMs of its class when the host has not enough for all, 1 to 10,000.
+    pub weight: u32,
+    /// Its class then.
+    pub class: Class,
     /// Its weight under the law `proxmox`, whose default this is; 0: that law leaves it alone.
     pub shares: u32,
     /// What it keeps under the law `fixed`; `None`: all it may have.
@@ -46,6 +74,8 @@ impl Default for VmSettings {
             returning: Micros::secs(60),
             exempt: false,
             allow_without_deflate_on_oom: false,
+            weight: 100,
+            class: Class::Normal,
             shares: 1000,
             fixed_size: None,
         }

@@ -34,20 +34,33 @@ impl Planner {
         if !vm.facts.balloon || vm.actual.is_none() {
             return Verdict::Refused(Shortfall::NoBalloon);
         }
-        if is_ruled {
+        if is_ruled || self.dry_run {
             // That law hears no demands. The guest is told so, instead of waiting for memory that does not come.
             let why = if vm.kept() >= vm.max() { Shortfall::AtMaximum } else { Shortfall::Held };
             return Verdict::Refused(why);
         }
         let had = vm.kept_at(demand.ballooned).min(vm.max());
-        let wish = (had + demand.size).min(vm.max());
-        if demand.source == Source::Reserve && matches!(vm.agent, Agent::Alive { .. }) {
-            vm.lease(demand.id, Lease { keep: wish });
-        }
+        let held = vm.held(at).map(|hold| hold.size.max(vm.guaranteed()));
+        let most = held.unwrap_or(Bytes::MAX).min(vm.max());
+        let wish = (had + demand.size).min(most).max(had.min(vm.max()));
         vm.reactive.needed(at, vm.aim, wish, vm.settings.returning);
-        let (size, hold) = (wish - had, vm.settings.cool_down);
+        let hold = vm.settings.cool_down;
+        self.pool.asked(at, wish - had);
         self.give(at, name, wish, Reason::Demand { id: demand.id, source: demand.source });
-        verdict(demand.size, size, hold)
+        let Some(vm) = self.vms.get_mut(name) else { return Verdict::Refused(Shortfall::NoBalloon) };
+        // What it has been told it may keep now; the rest may come, and is not promised.
+        let granted = wish.min(vm.aim.max(had));
+        if demand.source == Source::Reserve && matches!(vm.agent, Agent::Alive { .. }) {
+            vm.lease(demand.id, Lease { keep: granted });
+        }
+        let why = if granted < wish {
+            Shortfall::HostShort
+        } else if held.is_some() {
+            Shortfall::Held
+        } else {
+            Shortfall::AtMaximum
+        };
+        verdict(demand.size, granted - had, hold, why)
     }
 }
 
@@ -62,12 +75,12 @@ impl Vm {
     }
 }
 
-fn verdict(asked: Bytes, size: Bytes, hold: Micros) -> Verdict {
+fn verdict(asked: Bytes, size: Bytes, hold: Micros, why: Shortfall) -> Verdict {
     if size >= asked {
         Verdict::Granted { size, hold }
     } else if size > Bytes::ZERO {
-        Verdict::Partly { size, hold, why: Shortfall::AtMaximum }
+        Verdict::Partly { size, hold, why }
     } else {
-        Verdict::Refused(Shortfall::AtMaximum)
+        Verdict::Refused(why)
     }
 }

@@ -3,6 +3,7 @@
 use crate::config::VmSettings;
 use crate::guard::BalloonTarget;
 use crate::policy::{LawName, LawSettings};
+use crate::pool::Reservation;
 use crate::ratio::Ratio;
 use crate::service::{ProbeWhy, ServiceSample};
 use ballast_protocol::{Bytes, GuestMessage, Micros, Shortfall, Source, Verdict};
@@ -65,6 +66,19 @@ pub struct HostMemory {
     pub available: Bytes,
     /// The part of the last ten seconds in which somebody on the host waited for memory; `None`: not known.
     pub psi_some_avg10: Option<Ratio>,
+}
+
+/// An operator's word: a VM keeps so much, whatever it asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// So much; never under its guarantee or its floor, never above its maximum.
+    pub size: Bytes,
+    /// Until then; `None`: until it is ended.
+    pub until: Option<Micros>,
+    /// Who said so.
+    pub by: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// Something happened.
@@ -156,8 +170,37 @@ pub enum Input {
     Law {
         /// Which.
         law: LawSettings,
-        /// What the host counts as having, when that is not what its kernel says.
+    },
+    /// What the VMs may have together.
+    Pool {
+        /// So much; `None`: what the host's kernel says, less the reserve.
         budget: Option<Bytes>,
+        /// The part of the host's memory that is never handed out; `None`: a sixteenth. Part of no budget.
+        reserve: Option<Bytes>,
+    },
+    /// The operator holds a VM at a size, or ends that.
+    Hold {
+        /// Which.
+        vm: VmName,
+        /// How; `None`: no longer.
+        hold: Option<Hold>,
+    },
+    /// Room is to be made for a VM that will start or arrive. Replaces the reservation of the same name.
+    Reserve(Reservation),
+    /// It will not come after all.
+    Unreserve {
+        /// Which.
+        name: VmName,
+    },
+    /// The operator wants so much back from whoever can spare it, once.
+    Reclaim {
+        /// How much.
+        size: Bytes,
+    },
+    /// Whether orders are only said and not given.
+    Mode {
+        /// They are.
+        dry_run: bool,
     },
     /// The host's memory.
     Host(HostMemory),
@@ -213,6 +256,19 @@ pub enum Action {
         /// Why.
         why: ProbeWhy,
     },
+    /// What would be ordered, were it not a dry run.
+    Would {
+        /// Whose balloon.
+        vm: VmName,
+        /// What the guest would keep.
+        target: BalloonTarget,
+        /// What it has been told to keep.
+        from: Bytes,
+        /// Why.
+        reason: Reason,
+    },
+    /// Tell people about the host.
+    Host(HostNotice),
     /// Tell people.
     Notice {
         /// About whom.
@@ -256,6 +312,14 @@ pub enum Reason {
     Release,
     /// The VM was reset: its new kernel's driver would otherwise inflate to the old kernel's target.
     Rebooted,
+    /// Others need it: so much is missing on this host.
+    Needed(Bytes),
+    /// Room was made for what it had asked for.
+    Room,
+    /// The operator holds it at this size.
+    Held,
+    /// The operator wants memory back.
+    Reclaim,
     /// A law for all VMs at once says so.
     Law {
         /// Which.
@@ -317,8 +381,38 @@ pub enum Holding {
     Decaying,
     /// What was taken came back soon: until then it is left alone.
     Returning(Micros),
+    /// It needs more, and the host has no more.
+    HostShort,
+    /// The operator holds it at a size.
+    Held,
+    /// Nothing is ordered in a dry run.
+    DryRun,
     /// Another law than ours decides.
     Ruled(LawName),
+}
+
+/// Something people should know about the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostNotice {
+    /// VMs and reservations need so much more than it has.
+    Short(Bytes),
+    /// It has enough again.
+    Enough,
+    /// There is room for the VM that this was reserved for.
+    Ready(VmName),
+    /// A reservation ran out before its VM came.
+    Lapsed(VmName),
+}
+
+impl fmt::Display for HostNotice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Short(size) => write!(f, "host short by {size}"),
+            Self::Enough => f.write_str("the host has enough for all again"),
+            Self::Ready(name) => write!(f, "there is room for {name}"),
+            Self::Lapsed(name) => write!(f, "the reservation for {name} ran out"),
+        }
+    }
 }
 
 /// Something people should know.
@@ -383,6 +477,10 @@ impl fmt::Display for Reason {
             Self::Settings => f.write_str("the settings changed"),
             Self::Release => f.write_str("the daemon stops"),
             Self::Rebooted => f.write_str("the VM was reset"),
+            Self::Needed(size) => write!(f, "others need {size}"),
+            Self::Room => f.write_str("room was made for what it had asked for"),
+            Self::Held => f.write_str("held by an operator"),
+            Self::Reclaim => f.write_str("an operator wants memory back"),
             Self::Law { law, why } => write!(f, "law {law}: {why}"),
         }
     }
@@ -407,6 +505,9 @@ impl fmt::Display for Holding {
             Self::NoHypervisor => f.write_str("the hypervisor cannot be reached"),
             Self::Decaying => f.write_str("the agent is gone: memory is given back step by step"),
             Self::Returning(_) => f.write_str("left alone for a while: it was needed again soon after it was taken"),
+            Self::HostShort => f.write_str("it needs more, and the host has no more"),
+            Self::Held => f.write_str("held at this size by an operator"),
+            Self::DryRun => f.write_str("a dry run: nothing is ordered"),
             Self::Ruled(LawName::Static) => f.write_str("the law is `static`: nothing is moved"),
             Self::Ruled(law) => write!(f, "the law `{law}` decides, in rounds"),
         }

@@ -5,7 +5,7 @@
 //! [`crate::trust`]). Everything has the time it arrived at, because nothing is taken on old news (promise P3).
 
 use crate::config::VmSettings;
-use crate::event::{Facts, Holding, Reason, Statistics};
+use crate::event::{Facts, Hold, Holding, Reason, Statistics};
 use crate::guard::BalloonTarget;
 use crate::policy::{Reactive, StatisticsLaw};
 use crate::service::Service;
@@ -97,6 +97,15 @@ pub struct Lease {
     pub keep: Bytes,
 }
 
+/// Memory that a VM is to have and does not get, because the host has no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Want {
+    /// What it is to keep.
+    pub size: Bytes,
+    /// When it was last asked for.
+    pub at: Micros,
+}
+
 /// What has been done to a VM since the planner knows it. Counters only grow.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
@@ -174,6 +183,15 @@ pub struct Vm {
     /// What its network gives.
     #[serde(default)]
     pub service: Service,
+    /// What it is to have and does not get.
+    #[serde(default)]
+    pub want: Option<Want>,
+    /// The operator's hold.
+    #[serde(default)]
+    pub hold: Option<Hold>,
+    /// What was last said in a dry run.
+    #[serde(default)]
+    pub would: Option<Bytes>,
 }
 
 /// The first block after a taking that a guest could not follow; doubled each time, up to [`LONGEST_BLOCK`].
@@ -209,6 +227,9 @@ impl Vm {
             released: false,
             retry: Micros::ZERO,
             service: Service::default(),
+            want: None,
+            hold: None,
+            would: None,
             facts,
         }
     }
@@ -242,6 +263,18 @@ impl Vm {
     pub fn floor(&self) -> Option<Bytes> {
         let telemetry = &self.telemetry.as_ref()?.what;
         Some(self.kept_at(telemetry.ballooned) - telemetry.giveable)
+    }
+
+    /// What it counts for on the host: what it keeps, or has been told it may keep, whichever is more.
+    #[must_use]
+    pub fn charge(&self) -> Bytes {
+        if self.facts.balloon { self.kept().max(self.aim) } else { self.facts.max }
+    }
+
+    /// The hold that is in force.
+    #[must_use]
+    pub fn held(&self, at: Micros) -> Option<&Hold> {
+        self.hold.as_ref().filter(|hold| hold.until.is_none_or(|until| at < until))
     }
 
     /// What it keeps, as far as anybody knows.

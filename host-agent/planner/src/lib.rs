@@ -13,34 +13,39 @@
 
 #![forbid(unsafe_code)]
 
+mod arbiter;
 mod balloon;
 mod config;
+mod decide;
 mod demand;
 mod event;
 mod fleet;
 mod guard;
 mod policy;
+mod pool;
 mod ratio;
 mod rule;
 mod service;
 mod status;
 mod trust;
 
-pub use config::VmSettings;
+pub use config::{Class, VmSettings};
 pub use event::{
-    Action, Facts, Holding, HostMemory, Input, Notice, Reason, Statistics, Trouble, VmName, shortfall_text, source_name,
+    Action, Facts, Hold, Holding, HostMemory, HostNotice, Input, Notice, Reason, Statistics, Trouble, VmName,
+    shortfall_text, source_name,
 };
-pub use fleet::{Agent, Counts, Leftover, Order, Stamped, Vm};
+pub use fleet::{Agent, Counts, Leftover, Order, Stamped, Vm, Want};
 pub use guard::BalloonTarget;
 pub use policy::{
     DrsSettings, HeadroomSettings, LawName, LawSettings, MomSettings, ProxmoxSettings, ThresholdSettings,
 };
+pub use pool::{HostStatus, Reservation, ReservationStatus, Taking};
 pub use ratio::{ParseRatioError, Ratio};
 pub use service::{ProbeWhy, Service, ServiceMode, ServiceSample, ServiceStatus};
 pub use status::VmStatus;
 
 use ballast_protocol::{Bytes, GuestMessage, Hello, Micros, Telemetry};
-use policy::{Law, Policy, Proposal, StatisticsLaw};
+use policy::{Law, StatisticsLaw};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use trust::Verdict as Judgement;
@@ -86,11 +91,12 @@ pub struct Planner {
     /// When the law has its next round, if it has rounds.
     #[serde(default)]
     next_round: Option<Micros>,
+    /// The host's memory.
     #[serde(default)]
-    budget: Option<Bytes>,
-    /// What the host's kernel says.
+    pool: pool::Pool,
+    /// Orders are said and not given.
     #[serde(default)]
-    host: Option<Stamped<HostMemory>>,
+    dry_run: bool,
     #[serde(skip)]
     actions: VecDeque<Action>,
 }
@@ -111,7 +117,7 @@ impl Planner {
     #[must_use]
     pub fn deadline(&self) -> Option<Micros> {
         let vm = self.due.first().map(|(at, _)| *at);
-        vm.into_iter().chain(self.next_round).min()
+        vm.into_iter().chain(self.next_round).chain(self.pool.next()).min()
     }
 
     /// All VMs, by name.
@@ -128,10 +134,27 @@ impl Planner {
     /// Something happened at `at`. Time may stand still between two calls; it must not go back (a smaller time is
     /// harmless: ages saturate at zero).
     pub fn handle(&mut self, at: Micros, input: Input) {
+        self.step(at, input);
+        self.look_at_pool(at);
+    }
+
+    fn step(&mut self, at: Micros, input: Input) {
         let vm = match input {
             Input::Wake => return self.wake(at),
-            Input::Law { law, budget } => return self.choose(at, law, budget),
-            Input::Host(host) => return self.host(at, host),
+            Input::Law { law } => return self.choose(at, law),
+            Input::Pool { budget, reserve } => return self.set_pool(at, budget, reserve),
+            Input::Host(host) => return self.set_host(at, host),
+            Input::Reserve(reservation) => return self.reserve(reservation),
+            Input::Unreserve { name } => return self.unreserve(&name),
+            Input::Reclaim { size } => return self.reclaim(at, size),
+            Input::Mode { dry_run } => return self.set_mode(at, dry_run),
+            Input::Hold { vm, hold } => {
+                self.with(&vm, |v| {
+                    v.hold = hold;
+                    v.reactive.disturb(at);
+                });
+                vm
+            }
             Input::Vm { vm, facts, settings } => {
                 self.appeared(at, &vm, facts, settings);
                 vm
@@ -139,6 +162,7 @@ impl Planner {
             Input::VmGone { vm } => {
                 self.vms.remove(&vm);
                 self.schedule(&vm, None);
+                self.pool.look_again();
                 return;
             }
             Input::Running { vm, running } => {
@@ -186,6 +210,17 @@ impl Planner {
             }
         };
         self.decide(at, &vm);
+    }
+
+    fn set_mode(&mut self, at: Micros, dry_run: bool) {
+        self.dry_run = dry_run;
+        for vm in self.vms.values_mut() {
+            vm.would = None;
+            vm.reactive.disturb(at);
+        }
+        for vm in self.vms.keys().cloned().collect::<Vec<_>>() {
+            self.decide(at, &vm);
+        }
     }
 
     fn with(&mut self, name: &VmName, change: impl FnOnce(&mut Vm)) {
@@ -382,228 +417,6 @@ impl Planner {
         if let Agent::Alive { hello, .. } = &vm.agent {
             vm.agent = Agent::Lost { at, next: at, hello: Some(hello.clone()) };
             self.notice(name, Notice::AgentSilent(format!("nothing heard for {since}")));
-        }
-    }
-
-    /// What follows from all that is known of a VM now.
-    fn decide(&mut self, at: Micros, name: &VmName) {
-        // Each round that is not the last gives an order or ends a wait, so that two or three do. The bound makes a
-        // mistake in a law a late decision instead of a daemon that hangs.
-        for _ in 0..ROUNDS {
-            if let Some(next) = self.round(at, name) {
-                self.schedule(name, (next < Micros::MAX).then_some(next));
-                return;
-            }
-        }
-        let late = at + LATE;
-        self.schedule(name, (late < Micros::MAX).then_some(late));
-    }
-
-    /// One look at a VM. `None`: something changed, look again; otherwise when to look again.
-    fn round(&mut self, at: Micros, name: &VmName) -> Option<Micros> {
-        let law = self.law.name();
-        let Some(vm) = self.vms.get_mut(name) else { return Some(Micros::MAX) };
-        let mut next = Micros::MAX;
-
-        if let Agent::Alive { heard, .. } = vm.agent
-            && vm.facts.running
-        {
-            if at >= heard + SILENCE {
-                self.silent(at, name, at - heard);
-                return None;
-            }
-            next = next.min(heard + SILENCE);
-        }
-
-        if let Some(order) = &vm.order
-            && vm.facts.running
-        {
-            let patience = STALL_GRACE + Micros(order.shrinks_by().share(1_000_000, STALL_RATE).0);
-            let due = order.at + patience;
-            if at >= due {
-                self.stalled(at, name);
-                return None;
-            }
-            next = next.min(due);
-        }
-
-        if let Agent::Lost { next: due, hello, .. } = &mut vm.agent {
-            let silent = hello.is_some();
-            // Under another law nothing is given to it, and nothing is owed.
-            let all_given = vm.aim >= vm.facts.max.min(vm.settings.max) || law != LawName::Ballast;
-            if all_given || !vm.facts.balloon {
-                // All is given back: from here on it is a VM without an agent, unless its session still lives.
-                if !silent {
-                    vm.agent = Agent::Never;
-                    vm.leases.clear();
-                    vm.by_statistics.gave(at);
-                }
-            } else if vm.actual.is_some() {
-                // Without its hypervisor nothing can be given; that it is back is an input.
-                if at >= *due {
-                    *due = at + DECAY_EVERY;
-                    let wish = vm.aim + vm.max().share(1, DECAY_SHARE).max(NEAR);
-                    self.give(at, name, wish, Reason::Decay);
-                    return None;
-                }
-                next = next.min(*due);
-            }
-        }
-
-        let missing = vm.facts.balloon && guard::lacks_deflate_on_oom(vm);
-        let unsure = vm.facts.balloon && !matches!(vm.agent, Agent::Never) && !guard::deflates_on_oom(vm);
-        if (missing || unsure) && !vm.told_no_deflate {
-            vm.told_no_deflate = true;
-            self.notice(name, Notice::NoDeflateOnOom);
-        }
-        let vm = self.vms.get(name)?;
-
-        // A law that looks at all VMs would never think of one that it may not take from.
-        let missing = missing || (law != LawName::Ballast && !guard::deflates_on_oom(vm));
-        let left_alone = vm.settings.exempt || (missing && !vm.settings.allow_without_deflate_on_oom);
-        let unwanted = vm.released || (left_alone && law != LawName::Static);
-        if unwanted && vm.facts.balloon && vm.aim < vm.max() && vm.actual.is_some() {
-            if at >= vm.retry {
-                let reason = if vm.released { Reason::Release } else { Reason::Exempt };
-                self.give(at, name, Bytes::MAX, reason);
-                return None;
-            }
-            next = next.min(vm.retry);
-        }
-
-        let holding = self.propose(at, name).ok()?;
-        next = next.min(self.ask_for_probe(at, name));
-        if let Holding::CoolingDown(until) | Holding::Blocked(until) | Holding::Returning(until) = holding {
-            next = next.min(until.max(at + Micros(1)));
-        }
-        if holding == Holding::Reclaiming {
-            next = next.min(at + Micros::secs(1));
-        }
-        self.with(name, |vm| vm.holding = holding);
-        Some(next)
-    }
-
-    /// Asks the law, and has the guard judge. `Err`: an order was given.
-    fn propose(&mut self, at: Micros, name: &VmName) -> Result<Holding, ()> {
-        let law = self.law.name();
-        let Some(vm) = self.vms.get(name) else { return Ok(Holding::Settled) };
-        if law != LawName::Ballast {
-            return Ok(match guard::may_move(vm) {
-                Err(why) => why,
-                Ok(()) if vm.order.is_some() => Holding::Moving,
-                Ok(()) => Holding::Ruled(law),
-            });
-        }
-        let with_agent = matches!(vm.agent, Agent::Alive { .. });
-        let mut proposal = match vm.agent {
-            Agent::Alive { .. } => vm.reactive.propose(vm, at),
-            Agent::Never => vm.by_statistics.propose(vm, at),
-            Agent::Lost { .. } => Proposal::Hold(Holding::Decaying),
-        };
-        if let Proposal::Hold(Holding::Returning(_)) = proposal
-            && self.is_crowded(at)
-        {
-            // What is kept for one guest's convenience is what another needs.
-            self.with(name, |vm| vm.reactive.let_go());
-            proposal = self.vms.get(name).map_or(proposal, |vm| vm.reactive.propose(vm, at));
-        }
-        let Some(vm) = self.vms.get(name) else { return Ok(Holding::Settled) };
-        match proposal {
-            // The guard's word is the better explanation where it would forbid taking anyway.
-            Proposal::Hold(why) => Ok(match guard::may_take(vm, at) {
-                Err(forbidden) if why != Holding::Reclaiming => forbidden,
-                _ => why,
-            }),
-            Proposal::Give(wish, reason) => {
-                if at < vm.retry {
-                    return Ok(Holding::Blocked(vm.retry));
-                }
-                self.with(name, |vm| vm.reactive.needed(at, vm.aim, wish, vm.settings.returning));
-                let Some(vm) = self.vms.get(name) else { return Ok(Holding::Settled) };
-                if vm.actual.is_none() || !vm.facts.balloon || !self.give(at, name, wish, reason) {
-                    return Ok(Holding::NoHypervisor);
-                }
-                Err(())
-            }
-            Proposal::Take(wish, reason) => match guard::taking(vm, wish, at) {
-                Err(holding) => Ok(holding),
-                Ok(target) => {
-                    let (aim, size) = (vm.aim, vm.aim - target.bytes());
-                    self.order(at, name, |_| Some(target), reason, false);
-                    self.with(name, |vm| {
-                        vm.counts.takings += 1;
-                        vm.service.took();
-                        if with_agent {
-                            vm.reactive.took(at, size, aim);
-                        } else {
-                            vm.by_statistics.took(at);
-                        }
-                    });
-                    Err(())
-                }
-            },
-            Proposal::Reclaim(size) => match guard::may_take(vm, at) {
-                Err(holding) => Ok(holding),
-                Ok(()) => {
-                    self.reclaims += 1;
-                    let id = self.reclaims;
-                    self.with(name, |vm| vm.reactive.reclaim_sent(at, id));
-                    self.actions.push_back(Action::Reclaim { vm: name.clone(), id, size });
-                    Ok(Holding::Reclaiming)
-                }
-            },
-        }
-    }
-
-    /// Gives. Returns whether anything had to be ordered.
-    pub(crate) fn give(&mut self, at: Micros, name: &VmName, wish: Bytes, reason: Reason) -> bool {
-        let given = self.order(at, name, |vm| Some(guard::giving(vm, wish)), reason, false);
-        if given {
-            self.with(name, |vm| {
-                vm.counts.givings += 1;
-                vm.reactive.disturb(at);
-                vm.by_statistics.gave(at);
-            });
-        }
-        given
-    }
-
-    /// The one way to an order. `even_if_same`: also when the target is what the VM was told already.
-    fn order(
-        &mut self,
-        at: Micros,
-        name: &VmName,
-        target: impl FnOnce(&Vm) -> Option<BalloonTarget>,
-        reason: Reason,
-        even_if_same: bool,
-    ) -> bool {
-        let Some(vm) = self.vms.get_mut(name) else { return false };
-        if vm.actual.is_none() || !vm.facts.balloon {
-            return false;
-        }
-        let Some(target) = target(vm) else { return false };
-        // A giving that the guest never followed is worth repeating when somebody asks for it.
-        let undelivered = vm.order.is_none() && vm.kept() + SELF_DEFLATION < vm.aim;
-        if target.bytes() == vm.aim && !even_if_same && !undelivered {
-            return false;
-        }
-        self.orders += 1;
-        let from = vm.aim;
-        vm.aim = target.bytes();
-        vm.order = Some(Order { id: self.orders, at, from: vm.kept(), before: from, target, reason: reason.clone() });
-        vm.last = Some(Stamped { at, what: (target.bytes(), reason.clone()) });
-        self.actions.push_back(Action::Order { vm: name.clone(), order: self.orders, target, from, reason });
-        self.watch(name);
-        true
-    }
-
-    /// Sets how often the balloon is read, if that changed.
-    fn watch(&mut self, name: &VmName) {
-        let Some(vm) = self.vms.get_mut(name) else { return };
-        let every = if vm.order.is_some() { WATCH_MOVING } else { WATCH_RESTING };
-        if vm.watch != every {
-            vm.watch = every;
-            self.actions.push_back(Action::Watch { vm: name.clone(), every });
         }
     }
 }

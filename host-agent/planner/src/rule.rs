@@ -6,13 +6,11 @@
 //! nothing is taken on stale statistics. Their newest order wins, also over one that is under way.
 
 use crate::event::{HostMemory, Reason, VmName};
-use crate::fleet::{Stamped, Vm};
+use crate::fleet::Vm;
 use crate::policy::{Law, LawName, LawSettings, Move, Seen, View};
 use crate::{Planner, SELF_DEFLATION, guard};
 use ballast_protocol::{Bytes, Micros};
 
-/// The host is read every second; with an older figure the laws hold still.
-const FRESH_HOST: Micros = Micros::secs(5);
 /// No law has shorter rounds, whatever its settings say: each may order every VM.
 const SHORTEST_ROUND: Micros = Micros::millis(100);
 
@@ -26,17 +24,11 @@ impl Planner {
     /// The host's memory: its budget and what the VMs leave of it, or what its kernel said lately.
     #[must_use]
     pub fn host_memory(&self, at: Micros) -> Option<HostMemory> {
-        if let Some(total) = self.budget {
+        if let Some(total) = self.pool.budget() {
             let kept: Bytes = self.vms.values().map(Vm::kept).sum();
             return Some(HostMemory { total, available: total - kept, psi_some_avg10: None });
         }
-        self.host.filter(|host| host.at + FRESH_HOST >= at).map(|host| host.what)
-    }
-
-    /// Whether the host has less than an eighth left, where it is known what the host has: half of what MoM and others
-    /// begin to act at (FIELD section 1: 20 %), so that keeping ends before rivals for memory would feel it.
-    pub(crate) fn is_crowded(&self, at: Micros) -> bool {
-        self.host_memory(at).is_some_and(|host| host.available < host.total.share(1, 8))
+        self.pool.host(at)
     }
 
     /// Another law than ours rules.
@@ -44,15 +36,11 @@ impl Planner {
         !matches!(self.law, Law::Ballast)
     }
 
-    pub(crate) fn host(&mut self, at: Micros, host: HostMemory) {
-        self.host = Some(Stamped { at, what: host });
-    }
-
     /// A law begins with a round's wait, ours with the rest that a VM just found has: no VM is moved by the change.
-    pub(crate) fn choose(&mut self, at: Micros, law: LawSettings, budget: Option<Bytes>) {
-        self.budget = budget;
+    pub(crate) fn choose(&mut self, at: Micros, law: LawSettings) {
         self.law = Law::new(law);
         self.next_round = self.law.in_rounds().map(|law| at + law.pause().max(SHORTEST_ROUND));
+        self.pool.resume(at);
         for vm in self.vms.values_mut() {
             vm.reactive.disturb(at);
             vm.by_statistics.gave(at);

@@ -1,6 +1,7 @@
 //! What people and programs are shown of a VM: `ballast-host status`, `explain` and whatever reads their `--json`.
 
-use crate::event::VmName;
+use crate::config::Class;
+use crate::event::{Hold, VmName};
 use crate::fleet::{Agent, Counts, Vm};
 use crate::{ServiceStatus, guard, statistics_margin};
 use ballast_protocol::{Bytes, Micros};
@@ -49,6 +50,18 @@ pub struct VmStatus {
     pub holding: String,
     /// For how long yet, when that is known.
     pub holding_for: Option<Micros>,
+    /// Who comes first when the host has not enough for all.
+    #[serde(default)]
+    pub class: Class,
+    /// Its weight among its class then.
+    #[serde(default)]
+    pub weight: u32,
+    /// What it is to keep and cannot, because the host has no more.
+    #[serde(default)]
+    pub want: Option<Bytes>,
+    /// An operator holds it at a size.
+    #[serde(default)]
+    pub hold: Option<Hold>,
     /// What its network gives against its own baseline; `None`: nobody has measured it.
     #[serde(default)]
     pub service: Option<ServiceStatus>,
@@ -97,6 +110,10 @@ impl VmStatus {
             last: vm.last.as_ref().map(|l| (at - l.at, l.what.0, l.what.1.to_string())),
             holding: vm.holding.to_string(),
             holding_for: until,
+            class: vm.settings.class,
+            weight: vm.settings.weight,
+            want: vm.want.map(|want| want.size),
+            hold: vm.held(at).cloned(),
             service: vm.service.status(at),
             counts: vm.counts.clone(),
         }

@@ -149,7 +149,7 @@ impl One {
     /// A VM of 512 MiB without an agent that keeps all of it, under a law.
     fn ruled(law: LawSettings) -> Self {
         let (mut one, _) = Self::found(facts(MAX), VmSettings { fixed_size: Some(m(300)), ..VmSettings::default() });
-        one.hand(Input::Law { law, budget: None });
+        one.hand(Input::Law { law });
         one
     }
 
@@ -194,7 +194,7 @@ fn a_demand_is_answered_and_nothing_is_given() {
 fn our_own_reactions_are_off() {
     let rest = m(256);
     let (mut one, _) = One::found(facts(rest), VmSettings::default());
-    one.hand(Input::Law { law: LawSettings::Static, budget: None });
+    one.hand(Input::Law { law: LawSettings::Static });
     one.hello();
     one.report();
     // No refill although next to nothing is free, nothing given for a kill.
@@ -274,7 +274,7 @@ fn nothing_is_taken_on_stale_figures_of_guest_or_host() {
     one.facts.actual = m(200);
     one.planner = Planner::new();
     one.described();
-    one.hand(Input::Law { law: LawSettings::Fixed, budget: None });
+    one.hand(Input::Law { law: LawSettings::Fixed });
     assert_eq!(orders(&one.wait(Micros::secs(5)))[0].0, m(300));
     // Of the host: the last reading is 6 s old when the round comes.
     let mut one = One::ruled(LawSettings::Proxmox(Default::default()));
@@ -294,7 +294,7 @@ fn exempt_and_missing_deflate_on_oom_give_everything_back_except_under_static() 
             let (mut one, _) =
                 One::found(facts, VmSettings { allow_without_deflate_on_oom: true, ..VmSettings::default() });
             one.settings = settings;
-            one.hand(Input::Law { law: law.clone(), budget: None });
+            one.hand(Input::Law { law: law.clone() });
             one.statistics(200);
             let mut given = orders(&one.described());
             given.extend(orders(&one.wait(Micros::secs(10))));
@@ -306,7 +306,7 @@ fn exempt_and_missing_deflate_on_oom_give_everything_back_except_under_static() 
     let facts = Facts { deflate_on_oom: Some(false), ..facts(MAX) };
     let settings = VmSettings { allow_without_deflate_on_oom: true, fixed_size: Some(m(300)), ..VmSettings::default() };
     let (mut one, _) = One::found(facts, settings);
-    one.hand(Input::Law { law: LawSettings::Fixed, budget: None });
+    one.hand(Input::Law { law: LawSettings::Fixed });
     one.statistics(300);
     assert_eq!(orders(&one.wait(Micros::secs(5)))[0].0, m(300));
 }
@@ -332,12 +332,12 @@ fn the_budget_is_what_the_vms_leave_of_it() {
     one.host(700);
     let kernel = one.planner.host_memory(one.now).expect("just read");
     assert_eq!((kernel.total, kernel.available), (m(1000), m(700)));
-    one.hand(Input::Law { law: LawSettings::Mom(Default::default()), budget: Some(m(600)) });
+    one.hand(Input::Pool { budget: Some(m(600)), reserve: None });
     let budget = |one: &One| one.planner.host_memory(one.now).map(|h| (h.total, h.available, h.psi_some_avg10));
     assert_eq!(budget(&one), Some((m(600), m(88), None)), "whatever the kernel says");
     one.balloon(m(400));
     assert_eq!(budget(&one), Some((m(600), m(200), None)));
-    one.hand(Input::Law { law: LawSettings::Mom(Default::default()), budget: Some(m(100)) });
+    one.hand(Input::Pool { budget: Some(m(100)), reserve: None });
     assert_eq!(budget(&one), Some((m(100), Bytes::ZERO, None)), "overrun");
 }
 
@@ -346,7 +346,7 @@ fn a_change_of_law_moves_nothing_by_itself() {
     let mut one = One::quiet_at(m(256));
     (one.report.free, one.report.giveable) = (m(70), m(60));
     one.report();
-    let law = |law| Input::Law { law, budget: None };
+    let law = |law| Input::Law { law };
     for other in laws() {
         let name = other.name();
         assert_eq!(orders(&one.hand(law(other))), [], "to {name}");
@@ -368,7 +368,7 @@ fn an_order_under_way_survives_a_change_of_law() {
     let mut one = One::ruled(LawSettings::Fixed);
     one.statistics(300);
     assert_eq!(orders(&one.wait(Micros::secs(5)))[0].0, m(300));
-    one.hand(Input::Law { law: LawSettings::Ballast, budget: None });
+    one.hand(Input::Law { law: LawSettings::Ballast });
     assert_eq!(one.aim(), m(300));
     // It stalls: by our law it is undone.
     one.balloon(m(450));

@@ -441,7 +441,7 @@ fn a_sample_of_a_vm_that_nobody_knows_is_nothing() {
 #[test]
 fn under_another_law_a_shortfall_is_told_and_nothing_given() {
     let mut one = taken();
-    one.hand(Input::Law { law: LawSettings::Proxmox(Default::default()), budget: None });
+    one.hand(Input::Law { law: LawSettings::Proxmox(Default::default()) });
     one.idle(5);
     one.measure(sample(250));
     one.idle(1);

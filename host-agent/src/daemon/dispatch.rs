@@ -5,7 +5,7 @@ use crate::actuator::Command;
 use crate::control::Decision;
 use crate::journal::Record;
 use crate::prober;
-use ballast_planner::{Action, Notice, VmName, shortfall_text};
+use ballast_planner::{Action, HostNotice, Notice, VmName, shortfall_text};
 use ballast_protocol::{Answer, HostMessage, Micros, Reclaim, Verdict};
 
 impl Daemon {
@@ -35,6 +35,15 @@ impl Daemon {
                 self.probe(prober::Command::Asked(vm.clone(), *why));
                 self.remember(vm, at, format!("probe: {why}"));
             }
+            Action::Would { vm, target, from, reason } => {
+                let (target, verb) = (target.bytes(), if target.bytes() < *from { "take" } else { "give" });
+                tracing::info!(%vm, %target, %from, %reason, "dry run: would {verb}");
+                self.remember(vm, at, format!("dry run, would {verb}: {from} -> {target}: {reason}"));
+            }
+            Action::Host(notice) => match notice {
+                HostNotice::Short(_) | HostNotice::Lapsed(_) => tracing::warn!("{notice}"),
+                HostNotice::Enough | HostNotice::Ready(_) => tracing::info!("{notice}"),
+            },
             Action::Watch { vm, every } => self.command(vm, Command::Watch(*every)),
             Action::Notice { vm, notice } => {
                 match notice {

@@ -138,11 +138,6 @@ impl Reactive {
         self.recurring.needed(at, aim, wish, soon);
     }
 
-    /// What is kept because its need returns is needed elsewhere.
-    pub fn let_go(&mut self) {
-        self.recurring = Recurring::default();
-    }
-
     /// The guest uses what is kept because its need returns.
     pub fn seen(&mut self, at: Micros, slack: Bytes, headroom: Bytes) {
         if self.recurring.seen(at, slack, headroom) {
@@ -240,6 +235,22 @@ impl Reactive {
         self.cache_block = (self.cache_block + self.cache_block).min(LONGEST_BLOCK);
     }
 
+    /// The cache that may be dropped when others need memory: sooner than it would be for its own sake, but never what
+    /// was lately seen to be in use.
+    #[must_use]
+    pub fn droppable(&self, vm: &Vm, at: Micros) -> Option<Bytes> {
+        let Agent::Alive { hello, .. } = &vm.agent else { return None };
+        let telemetry = vm.telemetry.as_ref()?;
+        let cold = telemetry.what.file - telemetry.what.dirty - CACHE_FLOOR;
+        let busy = self.is_reclaiming(at) || self.taken.is_some_and(|(when, _)| telemetry.at <= when);
+        let may = hello.capabilities.reclaim && at >= self.cache_blocked && !busy && cold >= DEAD_BAND;
+        may.then(|| cold.min(RECLAIM_STEP + RECLAIM_STEP))
+    }
+
+    fn is_reclaiming(&self, at: Micros) -> bool {
+        self.reclaiming.is_some_and(|(since, _)| at < since + RECLAIM_PATIENCE)
+    }
+
     /// The cache that may be dropped now, and when to look again if none.
     fn cold_cache(&self, vm: &Vm, telemetry: &Telemetry, at: Micros) -> Result<Bytes, Holding> {
         let Agent::Alive { hello, .. } = &vm.agent else { return Err(Holding::Settled) };
@@ -278,9 +289,7 @@ impl Policy for Reactive {
         if at < quiet {
             return Proposal::Hold(Holding::CoolingDown(quiet));
         }
-        if let Some((since, _)) = self.reclaiming
-            && at < since + RECLAIM_PATIENCE
-        {
+        if self.is_reclaiming(at) {
             return Proposal::Hold(Holding::Reclaiming);
         }
         if vm.aim > vm.max() {

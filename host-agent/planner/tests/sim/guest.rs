@@ -220,7 +220,7 @@ impl Guest {
                 self.watch = *every;
                 self.next_look = self.next_look.min(at + *every);
             }
-            Action::Notice { .. } | Action::Probe { .. } => {}
+            Action::Notice { .. } | Action::Probe { .. } | Action::Would { .. } | Action::Host(_) => {}
         }
     }
 

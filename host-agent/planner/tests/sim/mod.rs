@@ -65,7 +65,8 @@ impl World {
         world.ruled = true;
         world.planner = Planner::new();
         world.actions.clear();
-        world.planner.handle(world.now, Input::Law { law, budget: Some(budget) });
+        world.planner.handle(world.now, Input::Pool { budget: Some(budget), reserve: None });
+        world.planner.handle(world.now, Input::Law { law });
         for guest in &mut world.guests {
             guest.ruled = true;
         }
@@ -150,7 +151,12 @@ impl World {
                 | Action::Reclaim { vm, .. }
                 | Action::Watch { vm, .. }
                 | Action::Probe { vm, .. }
+                | Action::Would { vm, .. }
                 | Action::Notice { vm, .. } => vm.clone(),
+                Action::Host(_) => {
+                    self.actions.push((self.now, action));
+                    continue;
+                }
             };
             let Some(guest) = self.guests.iter_mut().find(|g| g.name == name) else { panic!("{name} does not exist") };
             let book = self.books.entry(name.clone()).or_default();

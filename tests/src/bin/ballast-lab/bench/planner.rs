@@ -170,7 +170,12 @@ impl Fleet {
                 let message = GuestMessage::Reclaimed(Reclaimed { id, size: Bytes::ZERO, exhausted: true });
                 self.tell(In::Guest { vm, message });
             }
-            Action::Answer { .. } | Action::Watch { .. } | Action::Probe { .. } | Action::Notice { .. } => {}
+            Action::Answer { .. }
+            | Action::Watch { .. }
+            | Action::Probe { .. }
+            | Action::Would { .. }
+            | Action::Host(_)
+            | Action::Notice { .. } => {}
         }
     }
 }

@@ -1,0 +1,594 @@
+//! The host's memory shared out: what the VMs may have together, and what happens when they want more.
+//!
+//! ```text
+//!   limit = budget, or what the host has less a reserve;  less reservations        (Input::Pool, Host, Reserve)
+//!   room  = limit - sum of what the VMs keep or have been told they may keep
+//!
+//!   a giving within the room  -> ordered at once
+//!   beyond the room           -> the room at once, the rest is a want; others give first, then it is met
+//! ```
+//! So the sum never exceeds the limit (promise P2), except by what nobody here decides: VMs that are found with more,
+//! reset, or whose balloon let go, and guarantees, which are never lent away. Giving waits for taking to have happened
+//! (two phases): a VM is given what is free, not what somebody has been told to free.
+//!
+//! Room for bursts is kept in advance, as much as all demands within two seconds together have lately asked for; it
+//! comes from idle memory only. Who gives how much is [`crate::arbiter`]'s; what may be taken at all is the guard's: the
+//! guest's floor holds, so that no VM is killed to please another. A VM that cannot give now counts as it is.
+//!
+//! With neither a budget nor a word from the host's kernel there is no limit, and nothing of this happens.
+
+use crate::arbiter::{self, Claimant};
+use crate::event::{Action, Holding, HostMemory, HostNotice, Reason, VmName};
+use crate::fleet::{Agent, Stamped, Vm, Want};
+use crate::policy::{Policy, Proposal};
+use crate::ratio::Ratio;
+use crate::{Planner, guard};
+use ballast_protocol::{Bytes, Micros};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The host's kernel is asked every second; an older figure is none.
+const FRESH_HOST: Micros = Micros::secs(5);
+/// Of the host's memory, what is never handed out unless said otherwise: for its kernel and its services.
+const RESERVE: (u64, u64) = (1, 16);
+/// When tasks of the host wait for memory for more than this part of ten seconds, the reserve is doubled: what its
+/// kernel calls available is then not. systemd-oomd acts at 60 % over 30 s, Proxmox has no such rule; one task in
+/// twenty waiting is far from both and above the noise of an idle host (0.0).
+const PRESSURE: Ratio = Ratio::basis_points(500);
+/// The looks at the pool: with something scarce, and otherwise.
+const SCARCE_LOOK: Micros = Micros::millis(50);
+const QUIET_LOOK: Micros = Micros::secs(1);
+/// A want that nobody repeats is over: agents ask again within 100 ms while they are short.
+const WANT_LASTS: Micros = Micros::secs(5);
+/// What an operator wanted back and nobody could spare by then is forgotten.
+const RECLAIM_LASTS: Micros = Micros::secs(30);
+/// Demands this close together count as one burst: a taking of 128 MiB lasts 0.7 s, so what comes later can be made.
+const TOGETHER: Micros = Micros::secs(2);
+/// Bursts are forgotten by a sixteenth each minute, as the headroom is.
+const FORGET_EVERY: Micros = Micros::secs(60);
+/// The burst reserve's bounds, as parts of the limit: an eighth before anything was seen (MoM begins to act at 20 % free,
+/// FIELD section 1), a sixteenth at least, and a quarter at most.
+const FIRST_BURST: (u64, u64) = (1, 8);
+const LEAST_BURST: (u64, u64) = (1, 16);
+const MOST_BURST: (u64, u64) = (1, 4);
+/// What is missing for a moment, because guests are still giving, is no shortage that people should know of.
+const LASTING: Micros = Micros::secs(1);
+/// Smaller moves are not worth an order.
+const WORTH: Bytes = Bytes::mib(4);
+/// What a guest keeps free above its low watermark however short the host is: half a headroom's least worth, and above
+/// the 16 MiB at which its agent calls itself starved.
+const LAST: Bytes = Bytes::mib(24);
+
+/// Room for a VM that will start or arrive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservation {
+    /// The VM's name: when it appears, the reservation is over.
+    pub name: VmName,
+    /// How much.
+    pub size: Bytes,
+    /// When it is over in any case.
+    pub until: Micros,
+}
+
+/// A reservation as it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReservationStatus {
+    /// For whom.
+    pub name: VmName,
+    /// How much.
+    pub size: Bytes,
+    /// Until when, by the planner's clock.
+    pub until: Micros,
+    /// Whether there is room for all of it.
+    pub ready: bool,
+}
+
+/// The host as it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// The budget, or all of the host's memory.
+    pub total: Bytes,
+    /// What of it nobody has.
+    pub available: Bytes,
+    /// What is never handed out.
+    pub reserve: Bytes,
+    /// What is kept ready for demands.
+    pub burst_reserve: Bytes,
+    /// The sum of all reservations.
+    pub reserved: Bytes,
+    /// What VMs keep that cannot give: exempt, paused, without a balloon, agent lost...
+    pub unavailable: Bytes,
+    /// How much is missing; zero: enough for all.
+    pub short: Bytes,
+    /// By name.
+    pub reservations: Vec<ReservationStatus>,
+}
+
+/// Something that would be taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taking {
+    /// From whom.
+    pub vm: VmName,
+    /// What it keeps.
+    pub from: Bytes,
+    /// What it would keep.
+    pub to: Bytes,
+    /// For people.
+    pub why: String,
+}
+
+/// What the planner knows of the host and of what is wanted from it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pool {
+    budget: Option<Bytes>,
+    reserve: Option<Bytes>,
+    host: Option<Stamped<HostMemory>>,
+    /// By what targets grew since the host's kernel was asked.
+    grown: Bytes,
+    reservations: BTreeMap<VmName, Reservation>,
+    /// Those whose room has been announced.
+    ready: BTreeSet<VmName>,
+    /// What an operator wants back, and since when.
+    reclaim: Option<Stamped<Bytes>>,
+    /// What was asked for within [`TOGETHER`] of its time.
+    burst: Option<Stamped<Bytes>>,
+    /// The most of that, seen lately.
+    peak: Bytes,
+    /// When that was last lowered.
+    forgot: Micros,
+    /// Since when something has been missing.
+    missing_since: Option<Micros>,
+    short: Bytes,
+    next: Option<Micros>,
+    /// Something happened that may have made room or need it.
+    look: bool,
+}
+
+impl Pool {
+    pub(crate) const fn budget(&self) -> Option<Bytes> {
+        self.budget
+    }
+
+    pub(crate) fn host(&self, at: Micros) -> Option<HostMemory> {
+        self.host.filter(|host| host.at + FRESH_HOST >= at).map(|host| host.what)
+    }
+
+    pub(crate) const fn next(&self) -> Option<Micros> {
+        self.next
+    }
+
+    pub(crate) const fn look_again(&mut self) {
+        self.look = true;
+    }
+
+    /// Our own law rules again.
+    pub(crate) const fn resume(&mut self, at: Micros) {
+        self.next = Some(at);
+    }
+
+    fn reserve(&self, at: Micros) -> Bytes {
+        if self.budget.is_some() {
+            return self.reserve.unwrap_or_default();
+        }
+        let Some(host) = self.host(at) else { return Bytes::ZERO };
+        let reserve = self.reserve.unwrap_or(host.total.share(RESERVE.0, RESERVE.1));
+        if host.psi_some_avg10.is_some_and(|psi| psi > PRESSURE) { reserve + reserve } else { reserve }
+    }
+
+    fn reserved(&self) -> Bytes {
+        self.reservations.values().map(|r| r.size).sum()
+    }
+
+    /// What the VMs may have together.
+    fn limit(&self, at: Micros) -> Option<Bytes> {
+        let total = self.budget.or_else(|| self.host(at).map(|host| host.total))?;
+        Some(total - self.reserve(at) - self.reserved())
+    }
+
+    fn burst_reserve(&self, limit: Bytes) -> Bytes {
+        self.peak.max(limit.share(LEAST_BURST.0, LEAST_BURST.1)).min(limit.share(MOST_BURST.0, MOST_BURST.1))
+    }
+
+    /// A guest asked for so much.
+    pub(crate) fn asked(&mut self, at: Micros, size: Bytes) {
+        match &mut self.burst {
+            Some(burst) if at < burst.at + TOGETHER => burst.what += size,
+            burst => *burst = Some(Stamped { at, what: size }),
+        }
+        self.peak = self.peak.max(self.burst.map_or(Bytes::ZERO, |burst| burst.what));
+    }
+
+    fn forget(&mut self, at: Micros) {
+        while at >= self.forgot + FORGET_EVERY {
+            self.forgot += FORGET_EVERY;
+            self.peak = self.peak.share(15, 16);
+            if self.peak == Bytes::ZERO {
+                self.forgot = at;
+            }
+        }
+    }
+}
+
+/// What is taken from whom, with the reason.
+struct Plan {
+    takings: Vec<(VmName, Bytes, Reason)>,
+    /// What nobody can give now.
+    missing: Bytes,
+}
+
+impl Planner {
+    pub(crate) fn set_pool(&mut self, at: Micros, budget: Option<Bytes>, reserve: Option<Bytes>) {
+        (self.pool.budget, self.pool.reserve, self.pool.forgot) = (budget, reserve, at);
+        self.pool.peak = self.pool.limit(at).unwrap_or_default().share(FIRST_BURST.0, FIRST_BURST.1);
+        self.pool.next = Some(at);
+        self.pool.look_again();
+    }
+
+    pub(crate) fn set_host(&mut self, at: Micros, host: HostMemory) {
+        let first = self.pool.host.is_none();
+        self.pool.host = Some(Stamped { at, what: host });
+        self.pool.grown = Bytes::ZERO;
+        if first && self.pool.budget.is_none() {
+            self.set_pool(at, None, self.pool.reserve);
+        } else if self.pool.next.is_none() && !self.is_ruled() {
+            self.pool.next = Some(at);
+        }
+    }
+
+    pub(crate) fn reserve(&mut self, reservation: Reservation) {
+        self.pool.ready.remove(&reservation.name);
+        if self.vms.contains_key(&reservation.name) {
+            // It is here: what it needs it can ask for.
+            return;
+        }
+        self.pool.reservations.insert(reservation.name.clone(), reservation);
+        self.pool.look_again();
+    }
+
+    pub(crate) fn unreserve(&mut self, name: &VmName) {
+        self.pool.reservations.remove(name);
+        self.pool.ready.remove(name);
+        self.pool.look_again();
+    }
+
+    pub(crate) fn reclaim(&mut self, at: Micros, size: Bytes) {
+        self.pool.reclaim = Some(Stamped { at, what: size });
+        self.pool.look_again();
+    }
+
+    /// What is not handed out; `None`: there is no limit.
+    pub(crate) fn room(&self, at: Micros) -> Option<Bytes> {
+        if self.is_ruled() {
+            return None;
+        }
+        let room = self.pool.limit(at)? - self.charges();
+        let Some(host) = self.pool.host(at).filter(|_| self.pool.budget.is_none()) else { return Some(room) };
+        // Memory that VMs may have and have not touched looks available to the host's kernel, hence both bounds.
+        let spoken_for = self.pool.reserve(at) + self.pool.reserved() + self.pool.grown;
+        Some(room.min(host.available - spoken_for))
+    }
+
+    fn charges(&self) -> Bytes {
+        self.vms.values().map(Vm::charge).sum()
+    }
+
+    /// How much of a giving the host can afford now. What is left out becomes a want.
+    pub(crate) fn afford(&mut self, at: Micros, name: &VmName, target: Bytes, reason: &Reason) -> Bytes {
+        let described = matches!(reason, Reason::Adopted | Reason::Rebooted | Reason::Release);
+        let Some(vm) = self.vms.get(name) else { return target };
+        let (charge, guaranteed) = (vm.charge(), vm.guaranteed());
+        if described || target <= charge {
+            return target;
+        }
+        let Some(room) = self.room(at) else { return target };
+        let affordable = (charge + room).max(guaranteed).min(target);
+        if affordable < target {
+            self.with(name, |vm| vm.want = Some(Want { size: target, at }));
+            self.pool.look_again();
+        }
+        affordable
+    }
+
+    /// A target grew.
+    pub(crate) fn granted(&mut self, name: &VmName, by: Bytes, target: Bytes) {
+        self.pool.grown += by;
+        self.with(name, |vm| vm.want = vm.want.filter(|want| want.size > target));
+    }
+
+    /// Called after every input: something may have to move because of another VM.
+    pub(crate) fn look_at_pool(&mut self, at: Micros) {
+        if self.is_ruled() {
+            return self.pool.next = None;
+        }
+        if !self.pool.look && self.pool.next.is_none_or(|next| next > at) {
+            return;
+        }
+        self.pool.look = false;
+        let Some(limit) = self.pool.limit(at) else { return self.pool.next = None };
+        self.pool.forget(at);
+        self.lapse(at);
+        self.meet_wants(at, limit);
+        let plan = self.plan(at, self.goal(at, limit));
+        let scarce = self.judge_shortage(at, limit, plan.missing);
+        self.take_for_others(at, plan);
+        self.announce_rooms(at);
+        let next = at + if scarce { SCARCE_LOOK } else { QUIET_LOOK };
+        self.pool.next = (next > at).then_some(next);
+    }
+
+    /// Ends what is over: reservations whose VM came or whose time ran out, wants that nobody repeats.
+    fn lapse(&mut self, at: Micros) {
+        let vms = &self.vms;
+        self.pool.reservations.retain(|name, _| !vms.contains_key(name));
+        let late: Vec<VmName> =
+            self.pool.reservations.values().filter(|r| at >= r.until).map(|r| r.name.clone()).collect();
+        for name in late {
+            self.pool.reservations.remove(&name);
+            self.actions.push_back(Action::Host(HostNotice::Lapsed(name)));
+        }
+        let reservations = &self.pool.reservations;
+        self.pool.ready.retain(|name| reservations.contains_key(name));
+        self.pool.reclaim = self.pool.reclaim.filter(|r| r.what > Bytes::ZERO && at < r.at + RECLAIM_LASTS);
+        for vm in self.vms.values_mut() {
+            vm.want = vm.want.filter(|want| want.size > vm.aim && at < want.at + WANT_LASTS);
+        }
+    }
+
+    /// The second phase: what is free goes to those who wait for it, by class and weight.
+    fn meet_wants(&mut self, at: Micros, limit: Bytes) {
+        let Some(room) = self.room(at).filter(|room| *room >= Bytes::mib(1)) else { return };
+        if self.vms.values().all(|vm| vm.want.is_none()) {
+            return;
+        }
+        let all = self.claimants(at);
+        let shares = arbiter::shares(limit, &all);
+        let waiting: Vec<Claimant> = all
+            .iter()
+            .zip(shares)
+            .filter_map(|(c, share)| {
+                let want = self.vms.get(&c.name)?.want?;
+                let claim = want.size.min(share) - c.charge;
+                (claim > Bytes::ZERO).then(|| Claimant { lowest: Bytes::ZERO, fullest: claim, ..c.clone() })
+            })
+            .collect();
+        for (c, size) in waiting.iter().zip(arbiter::shares(room, &waiting)) {
+            if size < WORTH.min(c.fullest) {
+                continue;
+            }
+            // The answer that was given says less; that memory came after all can only help.
+            self.order(at, &c.name, |vm| Some(guard::giving(vm, vm.charge() + size)), Reason::Room, false);
+        }
+    }
+
+    /// What should be freed: for wants, for what is above the limit, for an operator, and for bursts to come.
+    fn goal(&self, at: Micros, limit: Bytes) -> Goal {
+        let charges = self.charges();
+        let wanted: Bytes =
+            self.vms.values().filter_map(|vm| vm.want.map(|want| want.size.min(vm.max()) - vm.charge())).sum();
+        let on_its_way: Bytes = self.vms.values().filter(|vm| vm.order.is_some()).map(|vm| vm.kept() - vm.aim).sum();
+        let room = self.room(at).unwrap_or_default();
+        let missing = wanted - room + (charges - limit);
+        let reclaim = self.pool.reclaim.map_or(Bytes::ZERO, |r| r.what);
+        let ready = self.pool.burst_reserve(limit) - (room - wanted);
+        Goal { needed: missing - on_its_way, reclaim, ready: ready - (on_its_way - missing), limit }
+    }
+
+    /// The first phase: who gives what.
+    fn plan(&self, at: Micros, goal: Goal) -> Plan {
+        let mut plan = Plan { takings: Vec::new(), missing: Bytes::ZERO };
+        let all = goal.needed + goal.reclaim + goal.ready;
+        if all == Bytes::ZERO {
+            return plan;
+        }
+        let claimants = self.claimants(at);
+        let calm = |c: &Claimant| self.vms.get(&c.name).is_some_and(|vm| vm.is_calm(at));
+        let mut taken: BTreeMap<VmName, Bytes> = BTreeMap::new();
+        // Idle memory of quiet guests first, for everything.
+        let quiet: Vec<Claimant> = claimants.iter().filter(|c| calm(c)).cloned().collect();
+        let mut came = Bytes::ZERO;
+        for (i, size) in arbiter::tax(all, &quiet) {
+            *taken.entry(quiet[i].name.clone()).or_default() += size;
+            came += size;
+        }
+        // For what is needed now, idle memory of the others.
+        let busy: Vec<Claimant> = claimants.iter().filter(|c| !calm(c)).cloned().collect();
+        for (i, size) in arbiter::tax(goal.needed - came, &busy) {
+            *taken.entry(busy[i].name.clone()).or_default() += size;
+            came += size;
+        }
+        // In a crunch also what is free below the headroom, from whoever has more than its share.
+        plan.missing = goal.needed - came;
+        if plan.missing > Bytes::ZERO {
+            for (c, share) in claimants.iter().zip(arbiter::shares(goal.limit, &claimants)) {
+                let above = c.charge - taken.get(&c.name).copied().unwrap_or_default() - share.max(c.lowest);
+                let size = above.min(plan.missing);
+                if size > Bytes::ZERO {
+                    *taken.entry(c.name.clone()).or_default() += size;
+                    plan.missing = plan.missing - size;
+                }
+            }
+        }
+        let others = goal.needed + goal.ready;
+        let reason = if others > Bytes::ZERO { Reason::Needed(others) } else { Reason::Reclaim };
+        let worth = WORTH.min(all);
+        plan.takings =
+            taken.into_iter().filter(|t| t.1 >= worth).map(|(vm, size)| (vm, size, reason.clone())).collect();
+        plan
+    }
+
+    fn take_for_others(&mut self, at: Micros, plan: Plan) {
+        for (name, size, reason) in plan.takings {
+            let Some(vm) = self.vms.get(&name) else { continue };
+            let Ok(target) = guard::taking(vm, (vm.charge() - size).round_down(Bytes::mib(1)), at) else { continue };
+            let for_operator = reason == Reason::Reclaim;
+            if self.take(at, &name, target, reason) && for_operator {
+                self.pool.reclaim =
+                    self.pool.reclaim.map(|r| Stamped { what: r.what - size, ..r }).filter(|r| r.what > Bytes::ZERO);
+            }
+        }
+        if plan.missing > Bytes::ZERO {
+            self.drop_cold_caches(at, plan.missing);
+        }
+    }
+
+    /// Free memory did not suffice: guests drop what they have not used lately, and it is taken when it is free.
+    fn drop_cold_caches(&mut self, at: Micros, missing: Bytes) {
+        let mut missing = missing;
+        for name in self.vms.keys().cloned().collect::<Vec<_>>() {
+            if missing == Bytes::ZERO {
+                return;
+            }
+            let Some(vm) = self.vms.get(&name) else { continue };
+            if self.dry_run || guard::may_take(vm, at).is_err() || vm.want.is_some() {
+                continue;
+            }
+            let Some(size) = vm.reactive.droppable(vm, at) else { continue };
+            missing = missing - size;
+            self.ask_to_drop(at, &name, size);
+        }
+    }
+
+    /// Tells people when the host becomes short and when that is over. Returns whether anything is scarce.
+    fn judge_shortage(&mut self, at: Micros, limit: Bytes, missing: Bytes) -> bool {
+        let waiting = self.vms.values().any(|vm| vm.want.is_some());
+        let above = self.charges() - limit;
+        let scarce = waiting || above > Bytes::ZERO;
+        let was = self.pool.short;
+        self.pool.missing_since = self.pool.missing_since.or(Some(at)).filter(|_| missing > Bytes::ZERO);
+        let lasting = was > Bytes::ZERO || self.pool.missing_since.is_some_and(|since| at >= since + LASTING);
+        self.pool.short = match missing {
+            Bytes::ZERO if scarce => was,
+            Bytes::ZERO => Bytes::ZERO,
+            missing if lasting => missing,
+            _ => Bytes::ZERO,
+        };
+        if was == Bytes::ZERO && self.pool.short > Bytes::ZERO {
+            self.actions.push_back(Action::Host(HostNotice::Short(self.pool.short)));
+        }
+        if was > Bytes::ZERO && self.pool.short == Bytes::ZERO {
+            self.actions.push_back(Action::Host(HostNotice::Enough));
+        }
+        let unready = self.pool.reservations.len() > self.pool.ready.len();
+        scarce || unready || self.pool.reclaim.is_some()
+    }
+
+    fn announce_rooms(&mut self, at: Micros) {
+        if self.pool.reservations.len() == self.pool.ready.len() || !self.is_within_limit(at) {
+            return;
+        }
+        for name in self.pool.reservations.keys() {
+            if self.pool.ready.insert(name.clone()) {
+                self.actions.push_back(Action::Host(HostNotice::Ready(name.clone())));
+            }
+        }
+    }
+
+    /// Whether what the VMs have leaves room for all reservations.
+    fn is_within_limit(&self, at: Micros) -> bool {
+        let by_kernel = self
+            .pool
+            .host(at)
+            .filter(|_| self.pool.budget.is_none())
+            .is_none_or(|host| host.available >= self.pool.reserve(at) + self.pool.reserved() + self.pool.grown);
+        by_kernel && self.pool.limit(at).is_some_and(|limit| self.charges() <= limit)
+    }
+
+    fn claimants(&self, at: Micros) -> Vec<Claimant> {
+        self.vms.iter().map(|(name, vm)| vm.claimant(name, at)).collect()
+    }
+
+    /// What a [`crate::Input::Reclaim`] of `size` would take now, and from whom.
+    #[must_use]
+    pub fn plan_reclaim(&self, at: Micros, size: Bytes) -> Vec<Taking> {
+        let limit = self.pool.limit(at).unwrap_or(Bytes::MAX);
+        let goal = Goal { needed: Bytes::ZERO, reclaim: size, ready: Bytes::ZERO, limit };
+        let taking = |(vm, size, reason): (VmName, Bytes, Reason)| {
+            let found = self.vms.get(&vm)?;
+            let target = guard::taking(found, (found.charge() - size).round_down(Bytes::mib(1)), at).ok()?;
+            Some(Taking { vm, from: found.charge(), to: target.bytes(), why: reason.to_string() })
+        };
+        self.plan(at, goal).takings.into_iter().filter_map(taking).collect()
+    }
+
+    /// The host as it stands; `None`: nothing is known of it.
+    #[must_use]
+    pub fn host_status(&self, at: Micros) -> Option<HostStatus> {
+        let HostMemory { total, available, .. } = self.host_memory(at)?;
+        let limit = self.pool.limit(at)?;
+        let cannot_give = |vm: &&Vm| {
+            let passing = [Holding::Moving, Holding::Stale];
+            guard::may_take(vm, at).is_err_and(|why| !passing.contains(&why) && !matches!(why, Holding::Blocked(_)))
+        };
+        let status = |r: &Reservation| ReservationStatus {
+            name: r.name.clone(),
+            size: r.size,
+            until: r.until,
+            ready: self.pool.ready.contains(&r.name),
+        };
+        Some(HostStatus {
+            total,
+            available,
+            reserve: self.pool.reserve(at),
+            burst_reserve: self.pool.burst_reserve(limit),
+            reserved: self.pool.reserved(),
+            unavailable: self.vms.values().filter(cannot_give).map(Vm::charge).sum(),
+            short: self.pool.short,
+            reservations: self.pool.reservations.values().map(status).collect(),
+        })
+    }
+}
+
+/// What should be freed, by how badly.
+#[derive(Clone, Copy, Debug)]
+struct Goal {
+    /// Somebody waits for it.
+    needed: Bytes,
+    /// An operator wants it.
+    reclaim: Bytes,
+    /// It is to be ready for bursts.
+    ready: Bytes,
+    /// What the VMs may have together.
+    limit: Bytes,
+}
+
+impl Vm {
+    /// Quiet for as long as its settings ask.
+    fn is_calm(&self, at: Micros) -> bool {
+        at >= self.reactive.unquiet() + self.settings.cool_down
+    }
+
+    /// What it has and needs. What cannot be taken from now counts as needed; only free memory ever is taken.
+    fn claimant(&self, name: &VmName, at: Micros) -> Claimant {
+        let charge = self.charge();
+        let (mut lowest, mut fullest) = (charge, charge);
+        if guard::may_take(self, at).is_ok() && self.held(at).is_none() {
+            match (&self.agent, &self.telemetry) {
+                (Agent::Alive { .. }, Some(telemetry)) => {
+                    let slack = telemetry.what.free - telemetry.what.watermarks.low;
+                    let floor = self.floor().unwrap_or(charge);
+                    lowest = (charge - (slack - LAST)).max(self.guaranteed()).max(floor).min(charge);
+                    // What was asked for and is not touched yet is no idle memory.
+                    let spare = slack - self.reactive.headroom(self) - telemetry.what.pending;
+                    fullest = if self.want.is_some() { charge } else { (charge - spare).max(lowest) };
+                }
+                // No more, and no sooner, than its law would.
+                _ => {
+                    if let Proposal::Take(target, _) = self.by_statistics.propose(self, at) {
+                        lowest = target.max(self.guaranteed());
+                        fullest = lowest;
+                    }
+                }
+            }
+        }
+        let wish = self.want.map_or(Bytes::ZERO, |want| want.size.min(self.max()));
+        Claimant {
+            name: name.clone(),
+            class: self.settings.class,
+            weight: self.settings.weight,
+            charge,
+            lowest,
+            fullest: fullest.max(wish),
+        }
+    }
+}
