@@ -324,7 +324,7 @@ impl Daemon {
             journal.write(&Record::Input { at, input: input.clone() });
         }
         let vm = if let Input::Running { vm, .. } | Input::Vm { vm, .. } = &input { Some(vm.clone()) } else { None };
-        let quiet_end = seen::quiet_end(&input);
+        let quiet_end = self.hear_input(&input);
         self.planner.handle(at, input);
         if let Some(vm) = vm {
             self.tell_running(&vm);

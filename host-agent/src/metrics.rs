@@ -103,6 +103,8 @@ pub struct Metrics {
     unissued: BTreeMap<u64, Micros>,
     latencies: Latencies,
     trail: Trail,
+    /// Orders are said and not given.
+    pub dry_run: bool,
 }
 
 /// One VM in a [`Snapshot`].
@@ -172,6 +174,7 @@ impl Default for Metrics {
             unissued: BTreeMap::new(),
             latencies,
             trail: Trail::default(),
+            dry_run: false,
         }
     }
 }

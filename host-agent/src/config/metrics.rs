@@ -56,3 +56,38 @@ pub(super) fn check(source: &Source<'_>, raw: &Raw) -> Result<Option<Metrics>, C
     }
     Ok(raw.enabled.unwrap_or(true).then_some(Metrics { listen, names }))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, ConfigError};
+    use std::path::Path;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("b.toml"), &format!("[libvirt]\n[metrics]\n{text}"))
+    }
+
+    #[test]
+    fn it_is_on_and_for_this_machine_only() {
+        let settings = parse("").unwrap().metrics.unwrap();
+        assert_eq!((settings.listen.to_string(), settings.names.len()), ("127.0.0.1:9741".to_owned(), 0));
+        assert_eq!(parse("enabled = false").unwrap().metrics, None);
+        assert!(parse("listen = \"[::1]:80\"").is_ok());
+    }
+
+    #[test]
+    fn other_machines_are_let_in_only_by_saying_so() {
+        for address in ["0.0.0.0:9741", "[::]:9741", "10.0.0.7:9741", "[::ffff:127.0.0.1]:9741"] {
+            let error = parse(&format!("listen = \"{address}\"")).unwrap_err().to_string();
+            assert!(error.starts_with("b.toml:3:10: listen ") && error.contains("allow-remote = true"), "{error}");
+            assert!(parse(&format!("listen = \"{address}\"\nallow-remote = true")).is_ok());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_listened_on_is_named() {
+        for text in ["listen = \"9741\"", "listen = \"localhost:9741\"", "names = [\"http://a\"]", "listn = \"\""] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.starts_with("b.toml:3:") && (error.contains("write") || error.contains("did you mean")), "{error}");
+        }
+    }
+}

@@ -10,7 +10,7 @@ use ballast_planner::source_name;
 use ballast_protocol::Bytes;
 use prometheus::core::Collector;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
-use prometheus::{Encoder, TextEncoder};
+use prometheus::TextEncoder;
 
 /// The content type.
 pub const FORMAT: &str = prometheus::TEXT_FORMAT;
@@ -163,9 +163,7 @@ pub fn render(snapshot: &Snapshot) -> prometheus::Result<String> {
     for histogram in [&latencies.demand, &latencies.call, &latencies.relief, &latencies.settle] {
         families.0.extend(histogram.collect());
     }
-    let mut text = Vec::with_capacity(1 << 16);
-    TextEncoder::new().encode(&families.0, &mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    TextEncoder::new().encode_to_string(&families.0)
 }
 
 fn daemon(families: &mut Families, snapshot: &Snapshot) {
@@ -250,4 +248,76 @@ fn vms(families: &mut Families, vms: &[Seen]) {
         probe.flat_map(|p| [("measured".to_owned(), p.probes), ("failed".to_owned(), p.failures)]).collect()
     });
     families.add(counter, "ballast_vm_probes_total", "Probes of the VM's service.", probes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Metrics, Totals};
+    use ballast_planner::{Facts, LawName, ServiceMode, ServiceStatus, Vm, VmName, VmSettings, VmStatus};
+    use ballast_protocol::Micros;
+
+    fn snapshot() -> Snapshot {
+        let facts = Facts {
+            max: Bytes::mib(512),
+            actual: Bytes::mib(256),
+            running: true,
+            balloon: true,
+            deflate_on_oom: Some(true),
+        };
+        let vm = Vm::new(facts, VmSettings::default(), Micros::ZERO);
+        let status = VmStatus::of(&VmName::from("web"), &vm, Micros::ZERO);
+        Snapshot {
+            at: Micros::ZERO,
+            started: 0.0,
+            law: LawName::Ballast,
+            dry_run: false,
+            host: None,
+            hypervisors: Vec::new(),
+            waiting: 0,
+            queue: 0,
+            vms: vec![Seen { status, stalled: None, totals: Totals::default(), probe: None }],
+            latencies: Metrics::default().latencies(),
+            marks: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_has_no_sample() {
+        let mut snapshot = snapshot();
+        let text = render(&snapshot).unwrap();
+        assert!(text.contains("\nballast_vm_memory_actual_bytes{vm=\"web\"} 268435456\n"), "{text}");
+        for unknown in ["_floor_", "_available_", "_report_age_", "_service_level_", "_stall_", "ballast_host_"] {
+            assert!(!text.contains(unknown), "{unknown}: {text}");
+        }
+        snapshot.vms[0].stalled = Some(Micros::millis(1500));
+        snapshot.vms[0].status.service = Some(ServiceStatus {
+            mode: ServiceMode::Unlimited,
+            throughput: 8_000_000,
+            retransmits: None,
+            rtt: None,
+            age: Micros::ZERO,
+            percent: Some(87),
+            limit_percent: Some(45),
+            learnt: 32,
+            short: false,
+            shortfalls: 2,
+        });
+        let text = render(&snapshot).unwrap();
+        for line in [
+            "ballast_vm_memory_stall_seconds_total{vm=\"web\"} 1.5",
+            "ballast_vm_service_level_ratio{vm=\"web\"} 0.87",
+            "ballast_vm_service_throughput_bytes_per_second{vm=\"web\"} 1000000",
+            "ballast_vm_service_shortfalls_total{vm=\"web\"} 2",
+        ] {
+            assert!(text.contains(&format!("\n{line}\n")), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_daemon_without_vms_can_be_scraped() {
+        let empty = Snapshot { vms: Vec::new(), ..snapshot() };
+        let text = render(&empty).unwrap();
+        assert!(text.contains("\nballast_vms 0\n") && !text.contains("ballast_vm_"), "{text}");
+    }
 }

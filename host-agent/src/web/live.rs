@@ -85,3 +85,45 @@ pub async fn events(State(shown): State<Shown>) -> Response {
     });
     Sse::new(snapshots).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Metrics, Snapshot};
+    use ballast_planner::LawName;
+    use tokio::time::timeout;
+
+    fn nothing() -> Snapshot {
+        Snapshot {
+            at: Micros::ZERO,
+            started: 0.0,
+            law: LawName::Ballast,
+            dry_run: false,
+            host: None,
+            hypervisors: Vec::new(),
+            waiting: 0,
+            queue: 0,
+            vms: Vec::new(),
+            latencies: Metrics::default().latencies(),
+            marks: Vec::new(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_asked_unless_somebody_listens() {
+        let (events, mut asked) = mpsc::channel(4);
+        let live = Live::start(events);
+        assert!(timeout(Duration::from_secs(60), asked.recv()).await.is_err());
+        let page = live.latest.subscribe();
+        live.wanted.notify_one();
+        for _ in 0..3 {
+            let asked = timeout(EVERY * 2, asked.recv()).await.unwrap();
+            let Some(Event::Look { marks: Some(AGAIN), reply }) = asked else { panic!("{asked:?}") };
+            assert!(reply.send(Box::new(nothing())).is_ok());
+        }
+        drop(page);
+        // One may be under way.
+        let _ = timeout(EVERY * 2, asked.recv()).await;
+        assert!(timeout(Duration::from_secs(60), asked.recv()).await.is_err());
+    }
+}

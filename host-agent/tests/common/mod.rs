@@ -6,6 +6,7 @@
 // Each test file is a crate of its own and uses its share.
 #![allow(dead_code)]
 
+pub mod fake;
 pub mod libvirtd;
 
 use ballast_host::hypervisor::{Event, What};
