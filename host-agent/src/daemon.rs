@@ -251,7 +251,6 @@ impl Daemon {
         if law != LawSettings::Ballast {
             self.input(Input::Law { law: law.clone() });
         }
-        let reads_host = law.name().needs_host() && budget.is_none();
         let mut next_host = tokio::time::Instant::now();
         self.rediscover();
         tokio::pin!(stop);
@@ -273,9 +272,11 @@ impl Daemon {
                 },
                 (peer, stream) = self.listener.accept() => self.connected(peer, stream),
                 () = sleep_until(wake), if deadline.is_some() => self.input(Input::Wake),
-                () = sleep_until(next_host), if reads_host => {
+                () = sleep_until(next_host) => {
                     next_host = tokio::time::Instant::now() + host_memory::EVERY;
-                    self.read_host();
+                    if self.config.budget.is_none() && self.planner.law().needs_host() {
+                        self.read_host();
+                    }
                 }
                 () = sleep_until(next_discovery) => {
                     next_discovery = tokio::time::Instant::now() + discover::EVERY;
@@ -346,7 +347,7 @@ impl Daemon {
             Err(error) => {
                 if std::mem::replace(&mut self.host_read, false) {
                     let (error, law) = (crate::chain(&error), self.planner.law());
-                    tracing::warn!(%error, %law, "the host's memory cannot be read: its law holds still");
+                    tracing::warn!(%error, %law, "the host's memory cannot be read: nothing limits what VMs are given together");
                 }
             }
         }

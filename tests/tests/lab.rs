@@ -4,6 +4,7 @@ use ballast_tests::lab::experiment::Experiment;
 use ballast_tests::lab::results::{self, Block};
 use ballast_tests::lab::run::Order;
 use ballast_tests::lab::summary;
+use ballast_tests::paths;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::Path;
@@ -147,6 +148,27 @@ fn what_is_wrong_with_an_order_is_said_before_anything_boots() {
         assert!(!output.status.success() && text.contains(said), "{args:?}: {text}");
         assert!(!out.exists(), "{args:?}");
     }
+}
+
+#[test]
+fn a_guest_that_never_boots_is_told_with_its_console_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("small.toml");
+    fs::write(&file, SMALL).unwrap();
+    // The kernel is the real one; what it is to start from is cut off.
+    let guest = folder.path().join("target/guest");
+    fs::create_dir_all(&guest).unwrap();
+    fs::copy(paths::guest("vmlinuz"), guest.join("vmlinuz")).unwrap();
+    let whole = fs::read(paths::guest("initramfs.cpio")).unwrap();
+    fs::write(guest.join("initramfs.cpio"), &whole[..4096]).unwrap();
+    let out = folder.path().join("out");
+    let mut lab = Command::new(env!("CARGO_BIN_EXE_ballast-lab"));
+    lab.arg("run").arg(&file).arg("--out").arg(&out).env("CARGO_TARGET_DIR", folder.path().join("target"));
+    let output = lab.stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{text}");
+    assert!(text.contains("did not boot") && text.contains("Kernel panic"), "{text}");
+    assert_eq!(processes_with(folder.path().to_str().unwrap()), 0, "{text}");
 }
 
 #[test]

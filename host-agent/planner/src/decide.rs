@@ -11,6 +11,9 @@ use crate::{
 };
 use ballast_protocol::{Bytes, Micros};
 
+/// In a dry run a VM's next order is said this often at most: nothing comes of it, so that it is due all the time.
+const SAID_AGAIN: Micros = Micros::secs(10);
+
 impl Planner {
     /// What follows from all that is known of a VM now.
     pub(crate) fn decide(&mut self, at: Micros, name: &VmName) {
@@ -244,9 +247,10 @@ impl Planner {
         }
         let Some(vm) = self.vms.get_mut(name) else { return false };
         if self.dry_run {
-            if vm.would.replace(target.bytes()) != Some(target.bytes()) && target.bytes() != vm.aim {
-                let would = Action::Would { vm: name.clone(), target, from: vm.aim, reason };
-                self.actions.push_back(would);
+            let news = vm.would.is_none_or(|said| said.what != target.bytes() && at >= said.at + SAID_AGAIN);
+            if news && target.bytes() != vm.aim {
+                vm.would = Some(Stamped { at, what: target.bytes() });
+                self.actions.push_back(Action::Would { vm: name.clone(), target, from: vm.aim, reason });
             }
             return false;
         }

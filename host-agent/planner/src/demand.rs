@@ -49,8 +49,10 @@ impl Planner {
         self.give(at, name, wish, Reason::Demand { id: demand.id, source: demand.source });
         let Some(vm) = self.vms.get_mut(name) else { return Verdict::Refused(Shortfall::NoBalloon) };
         // What it has been told it may keep now; the rest may come, and is not promised.
-        let granted = wish.min(vm.aim.max(had));
-        if demand.source == Source::Reserve && matches!(vm.agent, Agent::Alive { .. }) {
+        let granted = wish.min(vm.aim);
+        // What is on its way out is promised to nobody.
+        let is_kept = granted >= wish.min(had);
+        if demand.source == Source::Reserve && is_kept && matches!(vm.agent, Agent::Alive { .. }) {
             vm.lease(demand.id, Lease { keep: granted });
         }
         let why = if granted < wish {

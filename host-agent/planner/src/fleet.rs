@@ -191,7 +191,7 @@ pub struct Vm {
     pub hold: Option<Hold>,
     /// What was last said in a dry run.
     #[serde(default)]
-    pub would: Option<Bytes>,
+    pub would: Option<Stamped<Bytes>>,
 }
 
 /// The first block after a taking that a guest could not follow; doubled each time, up to [`LONGEST_BLOCK`].
@@ -268,7 +268,20 @@ impl Vm {
     /// What it counts for on the host: what it keeps, or has been told it may keep, whichever is more.
     #[must_use]
     pub fn charge(&self) -> Bytes {
-        if self.facts.balloon { self.kept().max(self.aim) } else { self.facts.max }
+        // After a reset its balloon is empty, and until the hypervisor shows that it moves only the guest says otherwise.
+        if !self.facts.balloon || self.leftover != Leftover::None {
+            return self.facts.max;
+        }
+        self.actual.map_or(self.facts.actual, |a| a.what).max(self.aim)
+    }
+
+    /// What it has by what it has been told, not by what it says: a guest's own figure (after a reset) gains it nothing.
+    #[must_use]
+    pub fn entitled(&self) -> Bytes {
+        match &self.order {
+            Some(order) if order.is_taking() => self.charge().min(order.before.max(self.aim)),
+            _ => self.aim,
+        }
     }
 
     /// The hold that is in force.

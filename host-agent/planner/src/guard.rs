@@ -34,7 +34,8 @@ pub const FRESH_STATISTICS: Micros = Micros::secs(15);
 /// Always possible: too much memory harms nobody but the host's budget.
 #[must_use]
 pub fn giving(vm: &Vm, wish: Bytes) -> BalloonTarget {
-    let floor = vm.floor().unwrap_or_default();
+    // A floor above what it has is no reason to give: whoever says so has been lied to, or lies.
+    let floor = vm.floor().unwrap_or_default().min(vm.entitled());
     // What the guest keeps already is no growth: a taking that stalls above a lowered maximum can still be undone.
     let most = vm.max().max(vm.kept().min(vm.facts.max));
     BalloonTarget(wish.max(vm.guaranteed()).max(floor).min(most).max(vm.aim))

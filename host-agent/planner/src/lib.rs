@@ -203,6 +203,8 @@ impl Planner {
             }
             Input::HypervisorLost { vm } => {
                 self.with(&vm, |v| {
+                    // What it kept last counts until it is found again.
+                    v.facts.actual = v.kept();
                     v.actual = None;
                     v.order = None;
                 });
@@ -284,6 +286,7 @@ impl Planner {
             None => {
                 self.vms.insert(name.clone(), Vm::new(facts, settings, at));
                 self.adopt(at, name, actual);
+                self.pool.look_again();
             }
         }
         self.watch(name);

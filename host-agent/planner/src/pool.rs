@@ -19,7 +19,7 @@
 
 use crate::arbiter::{self, Claimant};
 use crate::event::{Action, Holding, HostMemory, HostNotice, Reason, VmName};
-use crate::fleet::{Agent, Stamped, Vm, Want};
+use crate::fleet::{Agent, Leftover, Order, Stamped, Vm, Want};
 use crate::policy::{Policy, Proposal};
 use crate::ratio::Ratio;
 use crate::{Planner, guard};
@@ -277,17 +277,34 @@ impl Planner {
     pub(crate) fn afford(&mut self, at: Micros, name: &VmName, target: Bytes, reason: &Reason) -> Bytes {
         let described = matches!(reason, Reason::Adopted | Reason::Rebooted | Reason::Release);
         let Some(vm) = self.vms.get(name) else { return target };
-        let (charge, guaranteed) = (vm.charge(), vm.guaranteed());
-        if described || target <= charge {
+        let (aim, guaranteed) = (vm.aim, vm.guaranteed());
+        let is_found = matches!(reason, Reason::SelfDeflated | Reason::Stalled);
+        let has = if is_found { vm.charge() } else { vm.entitled() };
+        if described || target <= aim {
             return target;
         }
         let Some(room) = self.room(at) else { return target };
-        let affordable = (charge + room).max(guaranteed).min(target);
+        let mut affordable = (has + room).max(guaranteed).min(target);
+        // While others wait, whoever asks loudest gets no more than its share, nor back what is being taken from it.
+        if affordable > guaranteed && self.vms.iter().any(|(other, vm)| other != name && vm.want.is_some()) {
+            affordable = affordable.min(self.share_of(at, name, target).max(aim).max(guaranteed));
+        }
         if affordable < target {
-            self.with(name, |vm| vm.want = Some(Want { size: target, at }));
+            let new = Want { size: target, at };
+            self.with(name, |vm| vm.want = Some(vm.want.filter(|want| want.size > target).unwrap_or(new)));
             self.pool.look_again();
         }
         affordable
+    }
+
+    /// What a VM that wishes for `target` may have when all that wait are served.
+    fn share_of(&self, at: Micros, name: &VmName, target: Bytes) -> Bytes {
+        let mut all = self.claimants(at);
+        for c in all.iter_mut().filter(|c| c.name == *name) {
+            c.fullest = c.fullest.max(target);
+        }
+        let shares = arbiter::shares(self.pool.limit(at).unwrap_or(Bytes::MAX), &all);
+        all.iter().zip(shares).find(|(c, _)| c.name == *name).map_or(target, |(_, share)| share)
     }
 
     /// A target grew.
@@ -357,7 +374,7 @@ impl Planner {
                 continue;
             }
             // The answer that was given says less; that memory came after all can only help.
-            self.order(at, &c.name, |vm| Some(guard::giving(vm, vm.charge() + size)), Reason::Room, false);
+            self.order(at, &c.name, |vm| Some(guard::giving(vm, c.charge + size)), Reason::Room, false);
         }
     }
 
@@ -409,8 +426,11 @@ impl Planner {
                 }
             }
         }
-        let others = goal.needed + goal.ready;
-        let reason = if others > Bytes::ZERO { Reason::Needed(others) } else { Reason::Reclaim };
+        let reason = match goal {
+            Goal { needed: Bytes::ZERO, ready: Bytes::ZERO, .. } => Reason::Reclaim,
+            Goal { needed: Bytes::ZERO, ready, .. } => Reason::Needed(ready),
+            Goal { needed, .. } => Reason::Needed(needed),
+        };
         let worth = WORTH.min(all);
         plan.takings =
             taken.into_iter().filter(|t| t.1 >= worth).map(|(vm, size)| (vm, size, reason.clone())).collect();
@@ -560,9 +580,10 @@ impl Vm {
 
     /// What it has and needs. What cannot be taken from now counts as needed; only free memory ever is taken.
     fn claimant(&self, name: &VmName, at: Micros) -> Claimant {
-        let charge = self.charge();
+        // What is being taken counts as gone here: nobody shall count on having it, and it is not taken twice.
+        let charge = if self.order.as_ref().is_some_and(Order::is_taking) { self.aim } else { self.charge() };
         let (mut lowest, mut fullest) = (charge, charge);
-        if guard::may_take(self, at).is_ok() && self.held(at).is_none() {
+        if guard::may_take(self, at).is_ok() && self.held(at).is_none() && self.leftover == Leftover::None {
             match (&self.agent, &self.telemetry) {
                 (Agent::Alive { .. }, Some(telemetry)) => {
                     let slack = telemetry.what.free - telemetry.what.watermarks.low;

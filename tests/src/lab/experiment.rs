@@ -6,6 +6,7 @@
 //! repetitions = 3
 //! settle = "25s"              # after ageing: the laws find their size
 //! gap = "500ms"               # between two arms' turns
+//! patience = "120s"           # a phase is ended after this, with what it has done by then
 //! budget = "448MiB"           # the host memory that the guests of one arm have together
 //! arms = ["static", "mom", "ballast", { name = "reporting-too", law = "ballast", reporting = true }]
 //!
@@ -76,6 +77,8 @@ pub struct Experiment {
     pub settle: Duration,
     /// Between two arms' turns.
     pub gap: Duration,
+    /// When a phase that does not end is ended.
+    pub patience: Duration,
     /// What the guests of one arm may hold together.
     pub budget: Option<Bytes>,
     /// Whether the search for the oracle is part of it.
@@ -157,6 +160,7 @@ struct File {
     repetitions: Option<Spanned<u32>>,
     #[serde(default)]
     settle: Option<Spanned<String>>,
+    patience: Option<Spanned<String>>,
     #[serde(default)]
     gap: Option<Spanned<String>>,
     #[serde(default)]
@@ -242,6 +246,7 @@ impl Experiment {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let settle = place.time(file.settle.as_ref(), Duration::from_secs(25))?;
         let gap = place.time(file.gap.as_ref(), Duration::from_millis(500))?;
+        let patience = place.time(file.patience.as_ref(), Duration::from_secs(120))?;
         let repetitions = file.repetitions.as_ref().map_or(1, |r| *r.get_ref());
         if repetitions == 0 {
             let at = file.repetitions.as_ref().map_or(0, |r| r.span().start);
@@ -263,6 +268,7 @@ impl Experiment {
             repetitions,
             settle,
             gap,
+            patience,
             budget,
             oracle: file.oracle,
             arms,

@@ -122,12 +122,12 @@ impl LawName {
         }
     }
 
-    /// Whether it looks at the host.
+    /// Whether it looks at the host: others to see when to take, ours to give no more than there is.
     #[must_use]
     pub const fn needs_host(self) -> bool {
         match self {
-            Self::Ballast | Self::Fixed | Self::Static => false,
-            Self::Threshold | Self::Mom | Self::Proxmox | Self::Headroom | Self::Drs => true,
+            Self::Fixed | Self::Static => false,
+            Self::Ballast | Self::Threshold | Self::Mom | Self::Proxmox | Self::Headroom | Self::Drs => true,
         }
     }
 }

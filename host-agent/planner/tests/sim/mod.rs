@@ -6,7 +6,7 @@
 
 pub mod guest;
 
-use ballast_planner::{Action, Facts, Input, LawSettings, Notice, Planner, SILENCE, VmName};
+use ballast_planner::{Action, Facts, Input, LawSettings, Notice, Planner, Reason, SILENCE, VmName};
 use ballast_protocol::{Bytes, GuestMessage, Micros, Source, Telemetry, Verdict};
 use guest::{Guest, TICK, Temper};
 use std::collections::BTreeMap;
@@ -22,10 +22,13 @@ struct Book {
     report: Option<(Micros, Telemetry)>,
     /// What is promised to applications, by demand.
     leases: BTreeMap<u64, Bytes>,
-    asked: Option<(u64, Bytes)>,
+    /// Demand, what the VM kept then, what it would keep.
+    asked: Option<(u64, Bytes, Bytes)>,
     /// Issue or resumption, number, what it kept or was to keep before, target.
     outstanding: Option<(Micros, u64, Bytes, Bytes)>,
     settled: Micros,
+    /// The last order's target.
+    told: Bytes,
     /// What it kept when the planner last heard of its balloon.
     kept: Bytes,
     /// When its balloon's driver last said something, by its own word.
@@ -39,6 +42,8 @@ pub struct World {
     pub guests: Vec<Guest>,
     pub actions: Vec<(Micros, Action)>,
     pub takings: u64,
+    /// What all may have together.
+    budget: Option<Bytes>,
     /// Another law than ours rules: it knows no floor and no trust, and may order anew at any time.
     ruled: bool,
     books: BTreeMap<VmName, Book>,
@@ -53,6 +58,7 @@ impl World {
             guests,
             actions: Vec::new(),
             takings: 0,
+            budget: None,
             ruled: false,
         };
         world.find_all();
@@ -70,6 +76,21 @@ impl World {
         for guest in &mut world.guests {
             guest.ruled = true;
         }
+        world.find_all();
+        world
+    }
+
+    /// The fleet on a host that has `budget`.
+    pub fn within(budget: Bytes, guests: Vec<Guest>) -> Self {
+        let mut world = Self::new(guests);
+        world.budget = Some(budget);
+        world.planner = Planner::new();
+        world.actions.clear();
+        world.planner.handle(world.now, Input::Pool { budget: Some(budget), reserve: None });
+        for guest in &mut world.guests {
+            guest.planner_restarted();
+        }
+        world.books = world.guests.iter().map(|g| (g.name.clone(), Book::default())).collect();
         world.find_all();
         world
     }
@@ -165,16 +186,31 @@ impl World {
                     let trusted = self.planner.vm(&name).is_some_and(|vm| vm.trust.is_trusted());
                     let taking = book.judge(self.now, guest, target.bytes(), *from, (trusted, self.ruled), &action);
                     self.takings += u64::from(taking);
+                    let told = target.bytes();
                     let rebooted = matches!(&action, Action::Order { reason: ballast_planner::Reason::Rebooted, .. });
                     let before = book.kept.max(*from);
-                    book.outstanding = (!rebooted).then(|| (self.now, *order, before, target.bytes()));
+                    book.outstanding = (!rebooted).then_some((self.now, *order, before, told));
+                    book.told = told;
+                    if let (Some(budget), true) = (self.budget, told > *from)
+                        && !matches!(&action, Action::Order { reason: Reason::Adopted | Reason::Rebooted, .. })
+                    {
+                        let leased = book.leases.values().max().copied().unwrap_or_default();
+                        let guaranteed = guest.settings.min.min(guest.max).max(leased);
+                        // After a reset the planner hears of it from the guest, and at another moment.
+                        let had = book.kept.max(*from).max(guest.kept() + LAG);
+                        let mine = book.kept.max(told);
+                        let sum: Bytes = self.books.values().map(|b| b.kept.max(b.told)).sum();
+                        let affordable = sum <= budget + LAG || mine <= had || told <= guaranteed;
+                        assert!(affordable, "P2: {sum} of {budget}: {action:?} at {}", self.now);
+                    }
                 }
                 Action::Answer { demand, verdict, .. } => {
                     answers.push((name.clone(), *demand));
-                    if let (Some((id, keep)), Verdict::Granted { .. } | Verdict::Partly { .. }) = (book.asked, verdict)
+                    if let (Some((id, had, keep)), Verdict::Granted { size, .. } | Verdict::Partly { size, .. }) =
+                        (book.asked, verdict)
                         && id == *demand
                     {
-                        book.leases.insert(id, keep);
+                        book.leases.insert(id, keep.min(had + *size));
                     }
                 }
                 Action::Notice { notice: Notice::Stalled { actual, .. }, .. } => {
@@ -214,7 +250,8 @@ impl Book {
                         let said = guest.max - d.ballooned.unwrap_or_default();
                         let had = if guest.temper == Temper::Malicious { said.min(self.kept) } else { said };
                         // No more is promised than the maximum of that moment.
-                        self.asked = Some((d.id, (had + d.size).min(guest.max.min(guest.settings.max))));
+                        let most = guest.max.min(guest.settings.max);
+                        self.asked = Some((d.id, had.min(most), (had + d.size).min(most)));
                     }
                     GuestMessage::Withdraw { id } => {
                         self.leases.remove(id);
@@ -239,6 +276,7 @@ impl Book {
             // The truth, whatever the hypervisor reports after a reset.
             Input::Balloon { .. } => self.read(at, guest.kept()),
             Input::Ordered { order, error: Some(_), .. } if self.outstanding.is_some_and(|o| o.1 == *order) => {
+                self.told = self.outstanding.map_or(self.told, |o| o.2);
                 (self.outstanding, self.settled) = (None, at);
             }
             Input::Running { running: true, .. } => {

@@ -17,6 +17,7 @@ pub fn table(summary: &Summary, figures: &[Figure]) -> String {
         "OOM kills",
         "refused",
         "killed",
+        "stalls",
         "throughput",
         "p99",
         "worst stall",
@@ -37,6 +38,7 @@ pub fn table(summary: &Summary, figures: &[Figure]) -> String {
             count(cell.oom_kills),
             count(cell.failed_allocations),
             count(cell.killed),
+            cell.totals.allocation_stalls.to_string(),
             with_interval(cell, "throughput_ratio", cell.throughput_ratio),
             with_interval(cell, "p99_ratio", cell.p99_ratio),
             cell.worst_stall_ms.map_or("-".to_owned(), |ms| format!("{ms:.0} ms")),
@@ -49,7 +51,7 @@ pub fn table(summary: &Summary, figures: &[Figure]) -> String {
     }
     let mut text = format!("{table}\n");
     text.push_str("\nThroughput, p99 and memory are medians of ratios to static, paired by repetition and phase; [95 % interval];\n");
-    text.push_str("= no difference from static. Memory is what the host held, mean over time.\n");
+    text.push_str("= no difference from static. Stalls are allocations that waited for reclaim, all guests and runs. Memory is what the host held, mean over time.\n");
     for cell in &summary.cells {
         for error in &cell.errors {
             text.push_str(&format!("ended early: {} {}, {error}\n", cell.experiment, cell.arm));
