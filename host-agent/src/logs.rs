@@ -5,6 +5,7 @@
 
 use rustix::fs::fstat;
 use std::fmt::{self, Write};
+use std::io::IsTerminal;
 use tracing::field::{Field, Value, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, SubscriberExt};
@@ -18,7 +19,8 @@ const FIELDS: usize = 32;
 /// Starts logging, at the levels that `BALLAST_LOG` asks for.
 pub fn start() {
     let filter = EnvFilter::try_from_env("BALLAST_LOG").unwrap_or_else(|_| "info".into());
-    let lines = || tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let colours = std::io::stderr().is_terminal();
+    let lines = || tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(colours);
     let registry = tracing_subscriber::registry().with(filter);
     if !goes_to_journal(std::env::var("JOURNAL_STREAM").ok().as_deref()) {
         return registry.with(lines()).init();
@@ -47,8 +49,7 @@ pub fn start() {
 /// stderr goes somewhere else.
 fn goes_to_journal(stream: Option<&str>) -> bool {
     let Some((device, inode)) = stream.and_then(|s| s.split_once(':')) else { return false };
-    fstat(std::io::stderr())
-        .is_ok_and(|stat| device.parse() == Ok(stat.st_dev) && inode.parse() == Ok(stat.st_ino))
+    fstat(std::io::stderr()).is_ok_and(|stat| device.parse() == Ok(stat.st_dev) && inode.parse() == Ok(stat.st_ino))
 }
 
 /// Adds the fields of an event to its message.

@@ -365,7 +365,11 @@ mod tests {
             metrics.demanded(&vm, &demand(id), Micros::ZERO);
         }
         assert_eq!(metrics.asked[&vm].len(), ASKED);
-        metrics.decided(Micros::ZERO, &Action::Notice { vm: vm.clone(), notice: Notice::AgentSilent(String::new()) }, None);
+        metrics.decided(
+            Micros::ZERO,
+            &Action::Notice { vm: vm.clone(), notice: Notice::AgentSilent(String::new()) },
+            None,
+        );
         assert_eq!(metrics.totals(&vm).silences, 1);
         metrics.gone(Micros::ZERO, &vm);
         assert!(metrics.asked.is_empty() && metrics.totals.is_empty());

@@ -126,7 +126,8 @@ async fn guard(State(shown): State<Shown>, request: Request, next: Next) -> Resp
     let mut response = if host.is_some_and(|h| is_ours(h, &shown.names)) {
         next.run(request).await
     } else {
-        let why = "this server answers to localhost, to addresses, and to the `names` in [metrics] of its configuration\n";
+        let why =
+            "this server answers to localhost, to addresses, and to the `names` in [metrics] of its configuration\n";
         (StatusCode::MISDIRECTED_REQUEST, why).into_response()
     };
     let headers = response.headers_mut();
@@ -172,10 +173,7 @@ async fn page() -> Response {
         "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
-    let headers = [
-        (header::CONTENT_SECURITY_POLICY, policy),
-        (header::REFERRER_POLICY, "no-referrer".to_owned()),
-    ];
+    let headers = [(header::CONTENT_SECURITY_POLICY, policy), (header::REFERRER_POLICY, "no-referrer".to_owned())];
     (headers, Html(PAGE.replace(NONCE, nonce))).into_response()
 }
 
@@ -189,7 +187,8 @@ mod tests {
         for host in ["localhost:9741", "LOCALHOST", "127.0.0.1:9741", "[::1]:9741", "10.0.0.7", "Host1.Example:80"] {
             assert!(is_ours(host, &names), "{host}");
         }
-        for host in ["evil.example:9741", "localhost.evil.example", "127.0.0.1.evil.example", "", "a b", "host1.example."]
+        for host in
+            ["evil.example:9741", "localhost.evil.example", "127.0.0.1.evil.example", "", "a b", "host1.example."]
         {
             assert!(!is_ours(host, &names), "{host}");
         }
@@ -200,7 +199,8 @@ mod tests {
         assert_eq!(PAGE.matches("<script").count(), PAGE.matches("<script nonce=\"NONCE\">").count());
         assert_eq!(PAGE.matches("<style").count(), PAGE.matches("<style nonce=\"NONCE\">").count());
         assert_eq!(PAGE.matches(NONCE).count(), 2);
-        for forbidden in ["http://", "https://", "innerHTML", "insertAdjacentHTML", "document.write", "eval(", " src="] {
+        for forbidden in ["http://", "https://", "innerHTML", "insertAdjacentHTML", "document.write", "eval(", " src="]
+        {
             // The name of SVG's name space is an address, and nothing is fetched from it.
             let text = PAGE.replace("http://www.w3.org/2000/svg", "");
             assert!(!text.contains(forbidden), "{forbidden}");

@@ -49,7 +49,8 @@ pub(super) fn check(source: &Source<'_>, raw: &Raw) -> Result<Option<Metrics>, C
     for name in &raw.names {
         let text = name.get_ref();
         if text.is_empty() || !text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_')) {
-            let problem = format!("`{text}` is not a host name; write it without scheme and port, as \"host1.example\"");
+            let problem =
+                format!("`{text}` is not a host name; write it without scheme and port, as \"host1.example\"");
             return Err(source.error(name.span().start, problem));
         }
         names.push(text.to_ascii_lowercase());
@@ -87,7 +88,10 @@ mod tests {
     fn what_cannot_be_listened_on_is_named() {
         for text in ["listen = \"9741\"", "listen = \"localhost:9741\"", "names = [\"http://a\"]", "listn = \"\""] {
             let error = parse(text).unwrap_err().to_string();
-            assert!(error.starts_with("b.toml:3:") && (error.contains("write") || error.contains("did you mean")), "{error}");
+            assert!(
+                error.starts_with("b.toml:3:") && (error.contains("write") || error.contains("did you mean")),
+                "{error}"
+            );
         }
     }
 }

@@ -8,9 +8,9 @@
 use super::{Direction, Seen, Snapshot, VERDICTS};
 use ballast_planner::source_name;
 use ballast_protocol::Bytes;
+use prometheus::TextEncoder;
 use prometheus::core::Collector;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
-use prometheus::TextEncoder;
 
 /// The content type.
 pub const FORMAT: &str = prometheus::TEXT_FORMAT;
@@ -35,7 +35,9 @@ const GAUGES: [(&str, &str, OfVm); 24] = [
     }),
     ("ballast_vm_memory_target_bytes", "What the VM has been told to keep.", |v| size(Some(v.status.target))),
     ("ballast_vm_memory_actual_bytes", "What the VM keeps, by the hypervisor.", |v| size(v.status.actual)),
-    ("ballast_vm_memory_available_bytes", "What can be had in the guest without swapping.", |v| size(v.status.available)),
+    ("ballast_vm_memory_available_bytes", "What can be had in the guest without swapping.", |v| {
+        size(v.status.available)
+    }),
     ("ballast_vm_memory_slack_bytes", "Free memory of the guest above its low watermark.", |v| size(v.status.slack)),
     ("ballast_vm_memory_floor_bytes", "What the guest cannot go below without swapping or killing.", |v| {
         size(v.status.floor)
@@ -73,9 +75,11 @@ const COUNTERS: [(&str, &str, OfVm); 9] = [
     ("ballast_vm_takings_stalled_total", "Takings that the guest could not follow.", |v| {
         count(v.status.counts.stalled)
     }),
-    ("ballast_vm_self_deflations_total", "Times that the balloon let go by itself: each is a failure of Ballast.", |v| {
-        count(v.status.counts.self_deflated)
-    }),
+    (
+        "ballast_vm_self_deflations_total",
+        "Times that the balloon let go by itself: each is a failure of Ballast.",
+        |v| count(v.status.counts.self_deflated),
+    ),
     ("ballast_vm_oom_kills_total", "Processes that the OOM killer ended in the guest.", |v| {
         count(v.status.counts.oom_kills)
     }),
@@ -237,10 +241,10 @@ fn vms(families: &mut Families, vms: &[Seen]) {
         v.status.counts.demands.iter().map(|(source, n)| (source_name(*source).to_owned(), *n)).collect()
     });
     families.add(counter, "ballast_vm_demands_total", "Demands of the guest, by how it knew.", demands);
-    let answers = by("verdict", &|v| VERDICTS.iter().zip(v.totals.answers).map(|(v, n)| ((*v).to_owned(), n)).collect());
+    let answers =
+        by("verdict", &|v| VERDICTS.iter().zip(v.totals.answers).map(|(v, n)| ((*v).to_owned(), n)).collect());
     families.add(counter, "ballast_vm_demand_answers_total", "Answers to demands.", answers);
-    let shortfalls =
-        by("reason", &|v| v.totals.shortfalls.iter().map(|(why, n)| ((*why).to_owned(), *n)).collect());
+    let shortfalls = by("reason", &|v| v.totals.shortfalls.iter().map(|(why, n)| ((*why).to_owned(), *n)).collect());
     let help = "Demands that were not met in full, by reason.";
     families.add(counter, "ballast_vm_demand_shortfalls_total", help, shortfalls);
     let probes = by("result", &|v| {

@@ -69,8 +69,7 @@ impl Trail {
         let kind = if sizes.1 > sizes.0 { MarkKind::Give } else { MarkKind::Take };
         self.mark(at, vm, kind, sizes, reason.clone());
         if let Some(order) = known.and_then(|k| k.order.as_ref()) {
-            let under_way =
-                UnderWay { order: order.id, at, kept: order.from, target: order.target.bytes(), reason };
+            let under_way = UnderWay { order: order.id, at, kept: order.from, target: order.target.bytes(), reason };
             self.under_way.insert(vm.clone(), under_way);
         }
     }

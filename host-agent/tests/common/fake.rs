@@ -69,16 +69,8 @@ impl FakeVm {
     /// A VM of `max` whose sockets are in `directory`, with an agent or without.
     pub fn start(directory: &Path, file: &str, name: &str, max: Bytes, agent: bool) -> Self {
         let used = max.share(1, 8);
-        let state = State {
-            max,
-            actual: max,
-            target: max,
-            used,
-            wanted: used,
-            stalled: Micros::ZERO,
-            killed: 0,
-            stop: false,
-        };
+        let state =
+            State { max, actual: max, target: max, used, wanted: used, stalled: Micros::ZERO, killed: 0, stop: false };
         let vm = Self {
             name: name.to_owned(),
             state: Arc::new(Mutex::new(state)),

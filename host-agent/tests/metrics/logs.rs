@@ -18,7 +18,8 @@ fn each_order_is_logged_with_its_reason_and_with_what_really_moved() {
     let directory = directory();
     let [hostile, web, bare] = three(directory.path());
     let config = directory.path().join("host.toml");
-    std::fs::write(&config, config_text(directory.path(), &[&hostile, &web, &bare], "[metrics]\nenabled = false")).unwrap();
+    std::fs::write(&config, config_text(directory.path(), &[&hostile, &web, &bare], "[metrics]\nenabled = false"))
+        .unwrap();
     let log = directory.path().join("log");
     let _host = Dependant::spawn(Command::new("sh").args(["-c", "exec \"$0\" run --config \"$1\" 2>\"$2\""]).args([
         Path::new(binary()),
@@ -66,7 +67,8 @@ fn under_systemd_the_journal_gets_every_field() {
     let directory = directory();
     let [hostile, web, bare] = three(directory.path());
     let config = directory.path().join("host.toml");
-    std::fs::write(&config, config_text(directory.path(), &[&hostile, &web, &bare], "[metrics]\nenabled = false")).unwrap();
+    std::fs::write(&config, config_text(directory.path(), &[&hostile, &web, &bare], "[metrics]\nenabled = false"))
+        .unwrap();
     let journal = directory.path().join("journal");
     std::fs::create_dir(&journal).unwrap();
     let socket = UnixDatagram::bind(journal.join("socket")).unwrap();

@@ -1,7 +1,10 @@
 //! The status page and its events.
 
+use crate::common::fake::FakeVm;
 use crate::common::{output, wait_for};
+
 use crate::{HOSTILE, Host, burst, connect, directory, get, three, tool};
+use ballast_protocol::Bytes;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::process::Command;
@@ -20,7 +23,11 @@ fn only_this_machine_s_names_are_answered() {
         for name in [format!("rebound.example:{port}"), "localhost.example".into(), String::new()] {
             let answer = get(host.address, path, &name);
             assert_eq!(answer.status, 421, "{name}");
-            assert!(answer.body.contains("`names` in [metrics]") && !answer.body.contains("ballast_"), "{}", answer.body);
+            assert!(
+                answer.body.contains("`names` in [metrics]") && !answer.body.contains("ballast_"),
+                "{}",
+                answer.body
+            );
         }
     }
     assert_eq!(get(host.address, "/events", "rebound.example").status, 421);
@@ -78,7 +85,9 @@ fn events_are_snapshots_and_say_what_happened_before() {
 
 #[test]
 fn the_page_in_a_real_browser_makes_text_of_hostile_names() {
-    let Some(chromium) = tool("chromium", "apt-get install chromium (100 MB, so `make setup` does not)") else { return };
+    let Some(chromium) = tool("chromium", "apt-get install chromium (100 MB, so `make setup` does not)") else {
+        return;
+    };
     let directory = directory();
     let [hostile, web, bare] = three(directory.path());
     let host = Host::start(directory.path(), &[&hostile, &web, &bare], "[host]\nbudget = \"4GiB\"");
@@ -106,4 +115,32 @@ fn the_page_in_a_real_browser_makes_text_of_hostile_names() {
     }
     assert_eq!(page.matches("<figure>").count(), 4, "one for each VM and one for all");
     assert!(page.contains("class=\"kept\" d=\"M") && page.contains("class=\"give\" d=\"M"), "lines and signs");
+}
+
+/// `cargo test -p ballast-host --test metrics -- --ignored --nocapture look`
+#[test]
+#[ignore = "for people who work on the page: serves it for five minutes, with VMs that do something"]
+fn a_page_to_look_at() {
+    let directory = directory();
+    let mut vms = Vec::from(three(directory.path()));
+    for n in 1..=4 {
+        let size = Bytes::mib(512 * (1 + n % 3));
+        vms.push(FakeVm::start(directory.path(), &format!("w{n}"), &format!("worker-{n}"), size, true));
+    }
+    let host = Host::start(directory.path(), &vms.iter().collect::<Vec<_>>(), "[host]\nbudget = \"3GiB\"");
+    println!("http://{}/", host.address);
+    for second in 0..300_usize {
+        let vm = &vms[second / 7 % vms.len()];
+        let max = [512, 1024, 256, 1024, 1536, 512, 1024][second / 7 % vms.len()];
+        match second % 7 {
+            1 => vm.want(Bytes::mib(max * 7 / 10)),
+            5 => vm.want(Bytes::mib(max / 8)),
+            _ => {}
+        }
+        if second % 61 == 60 {
+            vms[1].let_go(Bytes::mib(64));
+            vms[3].kill_one();
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
 }

@@ -111,7 +111,8 @@ fn a_real_prometheus_scrapes_it() {
         let found = ask(address, "ballast_vm_memory_actual_bytes")?;
         (found.as_array()?.len() == 3).then_some(found)
     });
-    let names: BTreeSet<&str> = scraped.as_array().unwrap().iter().map(|s| s["metric"]["vm"].as_str().unwrap()).collect();
+    let names: BTreeSet<&str> =
+        scraped.as_array().unwrap().iter().map(|s| s["metric"]["vm"].as_str().unwrap()).collect();
     assert_eq!(names, BTreeSet::from([HOSTILE, "web", "bare"]));
     for expression in expressions() {
         assert!(ask(address, &expression).is_some(), "{expression}");
