@@ -46,6 +46,8 @@ pub enum Command {
     Watch(Micros),
     /// Whether an agent reports; without one the balloon's statistics are read.
     Agent(bool),
+    /// Read statistics like this from now on.
+    Poll(Polling),
     /// Carry out what is left, then end.
     Finish,
 }
@@ -57,12 +59,13 @@ pub async fn run(
     mut commands: mpsc::UnboundedReceiver<Command>,
     events: mpsc::Sender<Event>,
     clock: Clock,
-    polling: Polling,
+    mut polling: Polling,
 ) {
     let mut state = Actuator { vm, hypervisor, events, clock, told: None, reachable: true };
     let mut every = Duration::from_secs(1);
     let mut next_look = Instant::now() + every;
     let mut next_statistics = Some(Instant::now());
+    let mut agent = false;
     loop {
         let statistics_at = next_statistics.unwrap_or_else(|| Instant::now() + polling.every);
         tokio::select! {
@@ -79,7 +82,14 @@ pub async fn run(
                             every = interval.duration();
                             next_look = next_look.min(Instant::now() + every);
                         }
-                        Some(Command::Agent(alive)) => next_statistics = (!alive || polling.always).then(Instant::now),
+                        Some(Command::Agent(alive)) => {
+                            agent = alive;
+                            next_statistics = (!agent || polling.always).then(Instant::now);
+                        }
+                        Some(Command::Poll(new)) => {
+                            polling = new;
+                            next_statistics = (!agent || polling.always).then(Instant::now);
+                        }
                     }
                     match commands.try_recv() {
                         Ok(more) => next = Some(more),

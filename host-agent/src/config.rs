@@ -12,6 +12,9 @@ mod metrics;
 mod probing;
 mod raw;
 
+pub use law::Laws;
+pub(crate) use raw::distance as edit_distance;
+
 use crate::prober;
 use ballast_planner::{LawSettings, VmName, VmSettings};
 use ballast_protocol::Bytes;
@@ -40,6 +43,8 @@ pub struct Config {
     pub budget: Option<Bytes>,
     /// The law that rules.
     pub law: LawSettings,
+    /// Every law with the constants that this file gives it, for a change while the daemon runs.
+    pub laws: Laws,
     /// For VMs that libvirt knows and this file does not name.
     pub defaults: VmSettings,
     /// The VMs this file names, in its order.
@@ -53,6 +58,8 @@ pub struct Daemon {
     pub state_dir: PathBuf,
     /// Where `ballast-host status` and its like connect.
     pub control_socket: PathBuf,
+    /// Whose members may use it; `None`: the daemon's own group.
+    pub control_group: Option<String>,
     /// AF_VSOCK port, and suffix of hybrid sockets.
     pub port: u32,
     /// Listen on AF_VSOCK.

@@ -13,6 +13,7 @@
 
 mod discover;
 mod dispatch;
+mod operate;
 mod seen;
 
 use crate::actuator::{self, Command, Polling};
@@ -128,7 +129,7 @@ pub enum StartError {
     Transport(#[from] crate::transport::Error),
     /// The control socket.
     #[error(transparent)]
-    Control(#[from] control::ControlError),
+    Control(#[from] control::ServeError),
     /// Metrics and the status page.
     #[error(transparent)]
     Web(#[from] web::Error),
@@ -165,6 +166,7 @@ pub struct Daemon {
     prober: mpsc::UnboundedSender<prober::Command>,
     probing: JoinHandle<()>,
     probed: BTreeMap<VmName, ProbeStatus>,
+    operated: operate::Operated,
     metrics: Metrics,
     /// When the clock began, seconds since 1970.
     started: f64,
@@ -189,7 +191,7 @@ impl Daemon {
         let (events, inbox) = mpsc::channel(EVENTS);
         let planner = Planner::new();
         // First the sockets: they tell whether another daemon is at work, whose journal must not be moved aside.
-        control::serve(&config.daemon.control_socket, events.clone()).await?;
+        control::serve(&config.daemon.control_socket, config.daemon.control_group.as_deref(), events.clone()).await?;
         let web = match &config.metrics {
             Some(settings) => Some(web::serve(settings, events.clone()).await?),
             None => None,
@@ -200,6 +202,7 @@ impl Daemon {
         } else {
             None
         };
+        let operated = operate::Operated::load(&config.daemon.state_dir, clock.now());
         let backends = backends(&config, &events)?;
         let (prober, commands) = mpsc::unbounded_channel();
         let targets = targets(&config);
@@ -221,6 +224,7 @@ impl Daemon {
             prober,
             probing,
             probed: BTreeMap::new(),
+            operated,
             metrics: Metrics::default(),
             started: std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |d| d.as_secs_f64()),
             web,
@@ -249,8 +253,9 @@ impl Daemon {
             self.input(Input::Pool { budget, reserve: None });
         }
         if law != LawSettings::Ballast {
-            self.input(Input::Law { law: law.clone() });
+            self.input(Input::Law { law });
         }
+        self.resume_operated();
         let mut next_host = tokio::time::Instant::now();
         self.rediscover();
         tokio::pin!(stop);
@@ -325,7 +330,7 @@ impl Daemon {
             journal.write(&Record::Input { at, input: input.clone() });
         }
         let vm = if let Input::Running { vm, .. } | Input::Vm { vm, .. } = &input { Some(vm.clone()) } else { None };
-        let quiet_end = self.hear_input(&input);
+        let quiet_end = seen::quiet_end(&input);
         self.planner.handle(at, input);
         if let Some(vm) = vm {
             self.tell_running(&vm);
@@ -443,7 +448,10 @@ impl Daemon {
                     up: now,
                     config: self.config.file.clone(),
                     law: self.planner.law(),
+                    dry_run: self.is_dry_run(),
                     host: self.planner.host_memory(now),
+                    pool: self.planner.host_status(now),
+                    now,
                     journal: self.config.journal.enabled.then(|| self.config.journal.path.clone()),
                     hypervisors,
                     vms,
@@ -462,6 +470,8 @@ impl Daemon {
                 });
                 let _ = reply.send(explained);
             }
+            control::Query::Reclaim(who, request, reply) => drop(reply.send(self.reclaim(&who, &request))),
+            control::Query::Change(who, change, reply) => self.change(&who, change, reply),
         }
     }
 
@@ -496,6 +506,9 @@ impl Daemon {
         if timeout(DRAIN, finished).await.is_err() {
             tracing::warn!("a hypervisor did not finish an order in {DRAIN:?}; its VM stays as it is");
         }
+        if timeout(DRAIN, self.operated.finish()).await.is_err() {
+            tracing::warn!("what operators said could not be written in {DRAIN:?}");
+        }
         // Long enough for a goodbye on a local socket; nobody is harmed if it is not.
         tokio::time::sleep(Duration::from_millis(50)).await;
         if let Some(journal) = &mut self.journal {
@@ -518,7 +531,7 @@ fn manage(daemon: &Daemon, backend: usize, facts: hypervisor::VmFacts) -> Manage
     let (commands, queue) = mpsc::unbounded_channel();
     let hypervisor = daemon.backends[backend].hypervisor();
     let name = facts.name.clone();
-    let polling = Polling::under(daemon.config.law.name());
+    let polling = Polling::under(daemon.planner.law());
     let task = tokio::spawn(actuator::run(name, hypervisor, queue, daemon.events.clone(), daemon.clock, polling));
     Managed { backend, facts, commands, task }
 }

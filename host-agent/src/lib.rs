@@ -4,7 +4,7 @@
 //!   config -> daemon (planner, journal) -> session (one per guest)  <-vsock-> guest agent
 //!                    |                  -> actuator (one per VM)    -> hypervisor (QMP, libvirt)
 //!                    |  -> prober (one)               -> iperf3 in the guest
-//!                    |-> control (status, explain)      replay, doctor: beside the daemon, not in it
+//!                    |-> control (an HTTP API)          replay, doctor: beside the daemon, not in it
 //!                    '-> metrics, web                -> Prometheus, browsers
 //! ```
 

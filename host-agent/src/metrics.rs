@@ -103,8 +103,6 @@ pub struct Metrics {
     unissued: BTreeMap<u64, Micros>,
     latencies: Latencies,
     trail: Trail,
-    /// Orders are said and not given.
-    pub dry_run: bool,
 }
 
 /// One VM in a [`Snapshot`].
@@ -174,7 +172,6 @@ impl Default for Metrics {
             unissued: BTreeMap::new(),
             latencies,
             trail: Trail::default(),
-            dry_run: false,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Tables for people. Whoever wants to compute uses `--json`.
 
-use crate::control::{Explained, Status};
+use crate::control::{Done, Explained, Reclaimed, Status};
 use crate::replay::Replayed;
-use ballast_planner::{ServiceMode, VmStatus};
+use ballast_planner::{HostStatus, ServiceMode, VmStatus};
 use ballast_protocol::{Bytes, Micros};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use std::fmt::Write;
@@ -30,19 +30,39 @@ pub fn status(status: &Status) -> String {
         Some(host) => writeln!(out, ": {} of {} are available on the host", host.available, host.total),
         None => writeln!(out),
     };
+    if status.dry_run {
+        out.push_str("  DRY RUN: nothing is ordered\n");
+    }
+    if let Some(pool) = &status.pool {
+        out.push_str(&host(pool, status.now));
+    }
     for hypervisor in &status.hypervisors {
         let state = hypervisor.error.as_ref().map_or_else(|| "ok".to_owned(), |e| format!("NO ANSWER: {e}"));
         let _ = writeln!(out, "  {}: {state}", hypervisor.name);
     }
-    let mut vms =
-        table(&["VM", "MiB: max", "target", "actual", "floor", "slack", "agent", "service", "last move", "now"]);
+    let mut vms = table(&[
+        "VM",
+        "class",
+        "MiB: max",
+        "target",
+        "actual",
+        "want",
+        "floor",
+        "slack",
+        "agent",
+        "service",
+        "last move",
+        "now",
+    ]);
     for vm in &status.vms {
         let last = vm.last.as_ref().map_or_else(String::new, |(ago, to, why)| format!("{ago} ago to {to}: {why}"));
         vms.add_row(vec![
             Cell::new(&vm.name.0),
+            Cell::new(format!("{} {}", vm.class, vm.weight)),
             mib(Some(vm.max)),
             mib(Some(vm.target)),
             mib(vm.actual),
+            mib(vm.want),
             mib(vm.floor),
             mib(vm.slack),
             Cell::new(&vm.agent),
@@ -53,8 +73,8 @@ pub fn status(status: &Status) -> String {
     }
     for waiting in &status.waiting {
         let agent = if waiting.agent { "alive" } else { "-" };
-        let mut row = vec![Cell::new(&waiting.name.0)];
-        row.extend((0..5).map(|_| mib(None)));
+        let mut row = vec![Cell::new(&waiting.name.0), Cell::new("")];
+        row.extend((0..6).map(|_| mib(None)));
         row.extend([Cell::new(agent), right("-"), Cell::new(""), Cell::new("waiting for its hypervisor")]);
         vms.add_row(row);
     }
@@ -67,6 +87,68 @@ pub fn status(status: &Status) -> String {
         out.push_str("no VM is known: name one in a [[vm]] table, or add [libvirt]\n");
     } else {
         let _ = writeln!(out, "{vms}");
+    }
+    out
+}
+
+/// What the arbiter makes of the host.
+fn host(pool: &HostStatus, now: Micros) -> String {
+    let mut out = format!(
+        "  host: {} in all, {} available; reserve {}, for bursts {}, reserved {}, in VMs that cannot give {}\n",
+        pool.total, pool.available, pool.reserve, pool.burst_reserve, pool.reserved, pool.unavailable
+    );
+    if pool.short > Bytes::ZERO {
+        let _ = writeln!(out, "  HOST SHORT BY {}", pool.short);
+    }
+    for reservation in &pool.reservations {
+        let ready = if reservation.ready { "there is room" } else { "room is being made" };
+        let left = seconds(reservation.until - now);
+        let _ = writeln!(out, "  {} reserved for {} for {left} yet: {ready}", reservation.size, reservation.name);
+    }
+    out
+}
+
+/// A time for people, to the second.
+pub(crate) fn seconds(span: Micros) -> String {
+    humantime::format_duration(std::time::Duration::from_secs(span.0 / 1_000_000)).to_string()
+}
+
+fn hold_text(vm: &VmStatus, now: Micros) -> String {
+    let Some(hold) = &vm.hold else { return "no".to_owned() };
+    let lasts =
+        hold.until.map_or_else(|| "until it is released".to_owned(), |u| format!("for {} yet", seconds(u - now)));
+    format!("at {} by {} {lasts}: {}", hold.size, hold.by, hold.reason)
+}
+
+/// What a command did.
+#[must_use]
+pub fn done(done: &Done) -> String {
+    let notes: String = done.notes.iter().map(|note| format!("  {note}\n")).collect();
+    format!("{}\n{notes}", done.done)
+}
+
+/// `ballast-host reclaim`.
+#[must_use]
+pub fn reclaimed(reclaimed: &Reclaimed) -> String {
+    let Reclaimed { asked, total, dry_run, takings } = reclaimed;
+    let mut out = match (dry_run, total < asked) {
+        (true, false) => format!("dry run: {total} would be taken\n"),
+        (true, true) => format!("dry run: {total} of {asked} would be taken, nobody can spare more now\n"),
+        (false, false) => format!("{total} are being taken\n"),
+        (false, true) => format!("{total} of {asked} are being taken; more follows if it can be spared within 30 s\n"),
+    };
+    if !takings.is_empty() {
+        let mut rows = table(&["VM", "MiB: keeps", "is left", "taken", "why"]);
+        for taking in takings {
+            rows.add_row(vec![
+                Cell::new(&taking.vm.0),
+                mib(Some(taking.from)),
+                mib(Some(taking.to)),
+                mib(Some(taking.from - taking.to)),
+                Cell::new(&taking.why),
+            ]);
+        }
+        let _ = writeln!(out, "{rows}");
     }
     out
 }
@@ -129,7 +211,10 @@ pub fn explain(explained: &Explained) -> String {
     let yes = |b: bool| if b { "yes" } else { "NO" }.to_owned();
     for (what, value) in [
         ("the law that rules", explained.law.to_string()),
+        ("class and weight on a host that is short", format!("{}, {}", vm.class, vm.weight)),
+        ("held by an operator", hold_text(vm, explained.now)),
         ("keeps, by the hypervisor", text(vm.actual)),
+        ("needs, and the host has not", vm.want.map_or_else(|| "nothing".to_owned(), |w| w.to_string())),
         ("available, by the guest", text(vm.available)),
         ("slack: free above the low watermark", text(vm.slack)),
         ("headroom it is left with when quiet", vm.headroom.to_string()),

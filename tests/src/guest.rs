@@ -168,9 +168,13 @@ impl Guest {
     /// The guest does not boot in time, or QEMU is gone.
     pub fn wait_boot(&self, patience: Duration) -> Result<()> {
         let ready = self.ready.lock().expect("no holder panics");
-        ready
-            .recv_timeout(patience)
-            .map_err(|e| anyhow!("guest {} did not boot in {patience:?} ({e})\n{}", self.name, self.log()))
+        ready.recv_timeout(patience).map_err(|e| {
+            let how = match e {
+                mpsc::RecvTimeoutError::Timeout => format!("did not boot in {patience:?}"),
+                mpsc::RecvTimeoutError::Disconnected => "did not boot: QEMU ended".to_owned(),
+            };
+            anyhow!("guest {} {how}\n{}", self.name, self.log())
+        })
     }
 
     /// Asks, and leaves the answer for later.

@@ -37,6 +37,7 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
     let state_dir = path(source, daemon.state_dir.as_ref(), "state-dir")?.unwrap_or_else(|| STATE_DIR.into());
     let control_socket =
         socket(source, daemon.control_socket.as_ref(), "control-socket", "")?.unwrap_or_else(|| CONTROL_SOCKET.into());
+    let control_group = group(source, daemon.control_group.as_ref())?;
     let journal = journal(source, &raw.journal, &state_dir)?;
     let libvirt = libvirt(source, raw.libvirt.as_ref())?;
     let metrics = metrics::check(source, &raw.metrics)?;
@@ -46,7 +47,7 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
         let problem = format!("budget {} is too little; at least {LEAST_BUDGET}", given.get_ref().0);
         return Err(source.error(given.span().start, problem));
     }
-    let law = law::check(source, &raw.law)?;
+    let (law, laws) = law::check(source, &raw.law)?;
     let defaults = settings(source, &raw.defaults, VmSettings::default())?;
 
     let mut taken = Taken { source, seen: BTreeMap::new() };
@@ -66,6 +67,7 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
         daemon: Daemon {
             state_dir,
             control_socket,
+            control_group,
             port,
             vsock: daemon.vsock.unwrap_or(needs_vsock),
             on_exit: daemon.on_exit,
@@ -76,6 +78,7 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
         prober,
         budget,
         law,
+        laws,
         defaults,
         vms,
     })
@@ -225,6 +228,17 @@ impl Taken<'_> {
                     .error(at, format!("{key} `{value}` is used already in line {line}; each VM needs its own")))
             }
         }
+    }
+}
+
+/// Whether there is such a group is known only when the socket is made: it may come with the packages of this host.
+fn group(source: &Source<'_>, raw: Option<&Spanned<String>>) -> Result<Option<String>, ConfigError> {
+    match raw {
+        Some(group) if group.get_ref().trim().is_empty() || group.get_ref().contains(':') => Err(source.error(
+            group.span().start,
+            "control-group is the name of one group, for example control-group = \"libvirt\"",
+        )),
+        group => Ok(group.map(|g| g.get_ref().clone())),
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) struct Law {
 }
 
 /// All tables are checked, also those of laws that do not rule: a mistake is found before its law is chosen.
-pub(super) fn check(source: &Source<'_>, raw: &Law) -> Result<LawSettings, ConfigError> {
+pub(super) fn check(source: &Source<'_>, raw: &Law) -> Result<(LawSettings, Laws), ConfigError> {
     let rounds = [
         ("period", &raw.threshold.period),
         ("period", &raw.mom.period),
@@ -94,16 +94,35 @@ pub(super) fn check(source: &Source<'_>, raw: &Law) -> Result<LawSettings, Confi
         ("step", &raw.headroom.step, headroom.step),
     )?;
     ordered(source, ("low", &raw.drs.low, drs.low), ("high", &raw.drs.high, drs.high))?;
-    Ok(match raw.name {
-        LawName::Ballast => LawSettings::Ballast,
-        LawName::Threshold => LawSettings::Threshold(raw.threshold.settings()),
-        LawName::Mom => LawSettings::Mom(mom),
-        LawName::Proxmox => LawSettings::Proxmox(raw.proxmox.settings()),
-        LawName::Headroom => LawSettings::Headroom(headroom),
-        LawName::Drs => LawSettings::Drs(drs),
-        LawName::Fixed => LawSettings::Fixed,
-        LawName::Static => LawSettings::Static,
-    })
+    let laws = Laws { threshold: raw.threshold.settings(), mom, proxmox: raw.proxmox.settings(), headroom, drs };
+    Ok((laws.of(raw.name), laws))
+}
+
+/// Every law with its constants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Laws {
+    threshold: ThresholdSettings,
+    mom: MomSettings,
+    proxmox: ProxmoxSettings,
+    headroom: HeadroomSettings,
+    drs: DrsSettings,
+}
+
+impl Laws {
+    /// One of them.
+    #[must_use]
+    pub fn of(&self, law: LawName) -> LawSettings {
+        match law {
+            LawName::Ballast => LawSettings::Ballast,
+            LawName::Threshold => LawSettings::Threshold(self.threshold.clone()),
+            LawName::Mom => LawSettings::Mom(self.mom.clone()),
+            LawName::Proxmox => LawSettings::Proxmox(self.proxmox.clone()),
+            LawName::Headroom => LawSettings::Headroom(self.headroom.clone()),
+            LawName::Drs => LawSettings::Drs(self.drs.clone()),
+            LawName::Fixed => LawSettings::Fixed,
+            LawName::Static => LawSettings::Static,
+        }
+    }
 }
 
 /// A key, where the file gives it, and its value.

@@ -29,6 +29,7 @@ pub(super) struct Root {
 pub(super) struct Daemon {
     pub state_dir: Option<Spanned<PathBuf>>,
     pub control_socket: Option<Spanned<PathBuf>>,
+    pub control_group: Option<Spanned<String>>,
     pub port: Option<Spanned<u32>>,
     pub vsock: Option<bool>,
     pub on_exit: OnExit,
@@ -225,7 +226,7 @@ pub(super) fn with_suggestion(message: &str) -> String {
 }
 
 /// Levenshtein's distance, on keys of a few characters.
-fn distance(a: &str, b: &str) -> usize {
+pub(crate) fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.chars().enumerate() {

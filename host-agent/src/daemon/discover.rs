@@ -152,6 +152,9 @@ impl Daemon {
             self.vms.insert(name.clone(), managed);
         }
         self.input(input);
+        if is_new {
+            self.resume_operated_for(&name);
+        }
         if is_new && let Some(session) = self.sessions.get(&name) {
             // Its agent was faster than its hypervisor.
             let hello = session.hello.clone();
@@ -160,11 +163,12 @@ impl Daemon {
         }
     }
 
-    fn settings_for(&self, name: &VmName, facts: &VmFacts) -> ballast_planner::VmSettings {
+    pub(super) fn settings_for(&self, name: &VmName, facts: &VmFacts) -> ballast_planner::VmSettings {
         let mut settings = self.config.settings(name).clone();
         if let Some(guarantee) = facts.min_guarantee {
             settings.min = settings.min.max(guarantee);
         }
+        settings.exempt |= self.operated.is_exempt(name);
         settings
     }
 

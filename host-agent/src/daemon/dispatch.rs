@@ -78,7 +78,7 @@ impl Daemon {
         }
     }
 
-    fn remember(&mut self, vm: &VmName, at: Micros, text: String) {
+    pub(super) fn remember(&mut self, vm: &VmName, at: Micros, text: String) {
         let decisions = self.remembered.entry(vm.clone()).or_default();
         if decisions.len() == REMEMBERED {
             decisions.pop_front();

@@ -19,7 +19,7 @@ impl Daemon {
             at,
             started: self.started,
             law: self.planner.law(),
-            dry_run: self.metrics.dry_run,
+            dry_run: self.is_dry_run(),
             host: self.planner.host_status(at),
             hypervisors: self.backends.iter().map(Backend::status).collect(),
             waiting: self.config.vms.iter().filter(|v| self.planner.vm(&v.name).is_none()).count(),
@@ -52,24 +52,22 @@ impl Daemon {
         }
     }
 
-    /// Before the planner hears it; returns the VM to call [`Daemon::heard`] with afterwards.
-    pub(super) fn hear_input(&mut self, input: &Input) -> Option<VmName> {
-        match input {
-            Input::VmGone { vm }
-            | Input::Ordered { vm, error: Some(_), .. }
-            | Input::HypervisorLost { vm }
-            | Input::Rebooted { vm } => return Some(vm.clone()),
-            Input::Mode { dry_run } => self.metrics.dry_run = *dry_run,
-            _ => {}
-        }
-        None
-    }
-
     /// A VM has gone, or its order may have ended without a word.
     pub(super) fn heard(&mut self, at: Micros, vm: &VmName) {
         match self.planner.vm(vm) {
             Some(known) => self.metrics.ended(at, vm, Some(known)),
             None => self.metrics.gone(at, vm),
         }
+    }
+}
+
+/// The VM to call [`Daemon::heard`] with after this.
+pub(super) fn quiet_end(input: &Input) -> Option<VmName> {
+    match input {
+        Input::VmGone { vm }
+        | Input::Ordered { vm, error: Some(_), .. }
+        | Input::HypervisorLost { vm }
+        | Input::Rebooted { vm } => Some(vm.clone()),
+        _ => None,
     }
 }

@@ -8,6 +8,8 @@
 
 pub mod fake;
 pub mod libvirtd;
+pub mod quiet;
+pub mod schema;
 
 use ballast_host::hypervisor::{Event, What};
 use std::path::{Path, PathBuf};
@@ -118,6 +120,11 @@ impl Dependant {
 
     pub fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Until it has ended.
+    pub fn wait(&mut self) {
+        let _ = self.0.wait();
     }
 
     pub fn kill(&mut self) {

@@ -49,6 +49,9 @@ pub fn table(summary: &Summary, figures: &[Figure]) -> String {
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
+    if summary.cells.is_empty() {
+        return "no experiment came to a result\n".to_owned();
+    }
     let mut text = format!("{table}\n");
     text.push_str("\nThroughput, p99 and memory are medians of ratios to static, paired by repetition and phase; [95 % interval];\n");
     text.push_str("= no difference from static. Stalls are allocations that waited for reclaim, all guests and runs. Memory is what the host held, mean over time.\n");

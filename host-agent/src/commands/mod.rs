@@ -1,0 +1,91 @@
+//! What each command of `ballast-host` does; `main` reads the arguments and comes here.
+
+pub mod operate;
+pub mod run;
+pub mod when;
+
+use crate::CONFIG;
+use anyhow::{Context, Result};
+use ballast_host::config::Config;
+use ballast_host::{control, doctor, replay, show};
+use clap::Args;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const SOCKET: &str = "/run/ballast/control.sock";
+
+/// Where the daemon is, and how its answer is wanted.
+#[derive(Debug, Args)]
+pub struct Ask {
+    /// The daemon's control socket; otherwise the configuration names it.
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// The daemon's configuration.
+    #[arg(long, short, default_value = CONFIG)]
+    config: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Ask {
+    fn socket(&self) -> Result<PathBuf> {
+        match &self.socket {
+            Some(socket) => Ok(socket.clone()),
+            None if self.config.exists() => Ok(Config::load(&self.config)?.daemon.control_socket),
+            None => Ok(SOCKET.into()),
+        }
+    }
+}
+
+/// `status`
+pub fn status(ask: &Ask) -> Result<ExitCode> {
+    let status: control::Status = client()?.block_on(control::ask(&ask.socket()?, "/v1/status"))?;
+    print(ask.json, &status, show::status)
+}
+
+/// `explain`
+pub fn explain(vm: &str, ask: &Ask) -> Result<ExitCode> {
+    let explained: control::Explained = client()?.block_on(control::ask(&ask.socket()?, &of_vm(vm, "")))?;
+    print(ask.json, &explained, show::explain)
+}
+
+/// `doctor`
+pub fn examine(config: &Path, json: bool) -> Result<ExitCode> {
+    let checks = doctor::examine(config);
+    let failed = checks.iter().any(doctor::Check::is_failure);
+    print(json, &checks, |c| doctor::report(c))?;
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// `replay`
+pub fn repeat(journal: &Path, json: bool) -> Result<ExitCode> {
+    let replayed = replay::replay(journal)?;
+    print(json, &replayed, show::replayed)?;
+    Ok(if replayed.difference.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The address of a VM, or of `what` of it.
+fn of_vm(vm: &str, what: &str) -> String {
+    format!("/v1/vms/{}{what}", escaped(vm))
+}
+
+fn escaped(name: &str) -> impl std::fmt::Display {
+    utf8_percent_encode(name, NON_ALPHANUMERIC)
+}
+
+fn client() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")
+}
+
+fn print<T: Serialize>(json: bool, what: &T, show: impl Fn(&T) -> String) -> Result<ExitCode> {
+    let text = if json { serde_json::to_string_pretty(what)? + "\n" } else { show(what) };
+    // A reader that has seen enough (`| head`) is no error.
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}

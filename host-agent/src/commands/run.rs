@@ -1,0 +1,41 @@
+//! `ballast-host run`: the daemon in the foreground.
+
+use anyhow::{Context, Result};
+use ballast_host::config::Config;
+use ballast_host::daemon::Daemon;
+use ballast_host::logs;
+use std::path::Path;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Runs until SIGTERM or Ctrl-C; `check`: only reads the configuration.
+pub fn run(config: &Path, check: bool) -> Result<ExitCode> {
+    let config = Config::load(config)?;
+    if check {
+        println!("{}: ok, {} VMs named", config.file.display(), config.vms.len());
+        return Ok(ExitCode::SUCCESS);
+    }
+    logs::start();
+    // Two workers: one for the daemon's task, one for sessions, so that a burst of reports never delays a decision.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        };
+        let daemon = Daemon::start(config).await?;
+        // In a task of its own: the thread that blocks on the runtime is none of its workers.
+        tokio::spawn(daemon.run(stop)).await.context("the daemon's task")?;
+        anyhow::Ok(())
+    })?;
+    // A hypervisor call that hangs must not keep the daemon alive.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,199 @@
+//! What operators said, in the daemon's time; and the same in wall-clock time, as a file keeps it across a restart.
+
+use ballast_planner::{Hold, Reservation, VmName};
+use ballast_protocol::{Bytes, Micros};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+/// Grows when the meaning of the file changes.
+const FORMAT: u32 = 1;
+
+/// What operators said and have not taken back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::daemon) struct Said {
+    /// VMs held, also such as are away just now.
+    pub holds: BTreeMap<VmName, Hold>,
+    /// Room reserved.
+    pub reservations: BTreeMap<VmName, Reservation>,
+    /// VMs exempt by hand, and by whom.
+    pub exempt: BTreeMap<VmName, String>,
+    /// A dry run or not, by hand; `None`: as configured.
+    pub dry_run: Option<bool>,
+}
+
+/// The file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    format: u32,
+    holds: BTreeMap<VmName, KeptHold>,
+    reservations: BTreeMap<VmName, KeptReservation>,
+    exempt: BTreeMap<VmName, String>,
+    /// Only ever that it is one: a daemon that was told not to act must not begin to by being restarted, and one that
+    /// was told to act is asked again by its configuration.
+    dry_run: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeptHold {
+    size: Bytes,
+    until: Option<String>,
+    by: String,
+    reason: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeptReservation {
+    size: Bytes,
+    until: String,
+}
+
+/// Between the daemon's clock and everybody else's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clocks {
+    /// The daemon's clock.
+    pub now: Micros,
+    /// The wall clock at that moment.
+    pub wall: SystemTime,
+}
+
+impl Clocks {
+    fn written(self, until: Micros) -> String {
+        // The end of what can be written is as good as any time that far.
+        let at = self.wall.checked_add((until - self.now).duration()).unwrap_or(self.wall);
+        humantime::format_rfc3339_millis(at).to_string()
+    }
+
+    /// `None`: it has passed.
+    fn read(self, until: &str) -> Result<Option<Micros>, String> {
+        let at = humantime::parse_rfc3339(until).map_err(|e| format!("`{until}` is not a time: {e}"))?;
+        let left = at.duration_since(self.wall).ok().filter(|left| !left.is_zero());
+        Ok(left.map(|left| self.now + Micros::from_duration(left)))
+    }
+}
+
+impl Said {
+    /// Forgets what has run out.
+    pub fn expire(&mut self, now: Micros) {
+        self.holds.retain(|_, hold| hold.until.is_none_or(|until| until > now));
+        self.reservations.retain(|_, reservation| reservation.until > now);
+    }
+
+    pub(super) fn write(&self, clocks: Clocks) -> serde_json::Result<Vec<u8>> {
+        let holds = self.holds.iter().map(|(vm, hold)| {
+            let Hold { size, until, by, reason } = hold.clone();
+            (vm.clone(), KeptHold { size, until: until.map(|u| clocks.written(u)), by, reason })
+        });
+        let reservations = self.reservations.iter().map(|(name, reservation)| {
+            let until = clocks.written(reservation.until);
+            (name.clone(), KeptReservation { size: reservation.size, until })
+        });
+        serde_json::to_vec_pretty(&File {
+            format: FORMAT,
+            holds: holds.collect(),
+            reservations: reservations.collect(),
+            exempt: self.exempt.clone(),
+            dry_run: self.dry_run.unwrap_or_default(),
+        })
+    }
+
+    /// Reads what [`Self::write`] wrote, without what has run out since.
+    pub(super) fn read(text: &[u8], clocks: Clocks) -> Result<Self, String> {
+        let file: File = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+        if file.format != FORMAT {
+            return Err(format!("format {}, this program reads {FORMAT}", file.format));
+        }
+        let mut said = Self { exempt: file.exempt, dry_run: file.dry_run.then_some(true), ..Self::default() };
+        for (vm, KeptHold { size, until, by, reason }) in file.holds {
+            let until = match until {
+                None => None,
+                Some(text) => match clocks.read(&text)? {
+                    None => continue,
+                    until => until,
+                },
+            };
+            said.holds.insert(vm, Hold { size, until, by, reason });
+        }
+        for (name, KeptReservation { size, until }) in file.reservations {
+            if let Some(until) = clocks.read(&until)? {
+                said.reservations.insert(name.clone(), Reservation { name, size, until });
+            }
+        }
+        Ok(said)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn said() -> Said {
+        let hold = |until| Hold { size: Bytes::mib(256), until, by: "alice".into(), reason: "a \"backup\"".into() };
+        let db = VmName::from("db");
+        Said {
+            holds: [(VmName::from("web"), hold(Some(Micros::secs(100)))), (VmName::from("mail"), hold(None))].into(),
+            reservations: [(db.clone(), Reservation { name: db, size: Bytes::mib(4096), until: Micros::secs(50) })]
+                .into(),
+            exempt: [(VmName::from("old"), "bob".to_owned())].into(),
+            dry_run: Some(true),
+        }
+    }
+
+    /// Written when the daemon's clock stood at 10 s, at 1,000,000 s since 1970.
+    fn file() -> (Vec<u8>, SystemTime) {
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        (said().write(Clocks { now: Micros::secs(10), wall }).unwrap(), wall)
+    }
+
+    #[test]
+    fn a_restart_keeps_what_was_said_and_its_end_in_wall_clock_time() {
+        let (file, wall) = file();
+        // Thirty seconds later, on a daemon whose clock begins anew: 60 and 10 s are left.
+        let read = Said::read(&file, Clocks { now: Micros::secs(1), wall: wall + Duration::from_secs(30) }).unwrap();
+        assert_eq!(read.holds[&VmName::from("web")].until, Some(Micros::secs(61)));
+        assert_eq!(read.reservations[&VmName::from("db")].until, Micros::secs(11));
+        assert_eq!(
+            (&read.holds[&VmName::from("mail")], &read.exempt),
+            (&said().holds[&VmName::from("mail")], &said().exempt)
+        );
+        assert_eq!(read.dry_run, Some(true));
+    }
+
+    #[test]
+    fn what_ran_out_meanwhile_is_gone() {
+        let (file, wall) = file();
+        let read = Said::read(&file, Clocks { now: Micros::ZERO, wall: wall + Duration::from_secs(90) }).unwrap();
+        assert_eq!(read.holds.keys().map(|n| n.0.as_str()).collect::<Vec<_>>(), ["mail"]);
+        assert!(read.reservations.is_empty());
+        let mut said = said();
+        said.expire(Micros::secs(50));
+        assert_eq!((said.holds.len(), said.reservations.len()), (2, 0));
+    }
+
+    #[test]
+    fn a_run_for_real_is_not_kept() {
+        let said = Said { dry_run: Some(false), ..Said::default() };
+        let clocks = Clocks { now: Micros::ZERO, wall: SystemTime::UNIX_EPOCH };
+        assert_eq!(Said::read(&said.write(clocks).unwrap(), clocks).unwrap().dry_run, None);
+    }
+
+    #[test]
+    fn a_file_that_makes_no_sense_is_an_error_that_says_where() {
+        let clocks = Clocks { now: Micros::ZERO, wall: SystemTime::UNIX_EPOCH };
+        let (file, _) = file();
+        let text = String::from_utf8(file).unwrap();
+        for (wrong, problem) in [
+            (text[..text.len() / 2].to_owned(), "EOF"),
+            (text.replace("\"format\": 1", "\"format\": 9"), "format 9, this program reads 1"),
+            (text.replace("1970-01-12T", "soon "), "is not a time"),
+            (text.replace("\"dry_run\"", "\"wet_run\""), "unknown field `wet_run`"),
+        ] {
+            let error = Said::read(wrong.as_bytes(), clocks).unwrap_err();
+            assert!(error.contains(problem), "{error}");
+        }
+    }
+}
