@@ -23,7 +23,7 @@ use crate::control;
 use crate::host_memory;
 use crate::hypervisor;
 use crate::journal::{Journal, JournalError, Record};
-use crate::metrics::{Metrics, Snapshot};
+use crate::metrics::{self, Depth, Metrics, Snapshot};
 use crate::prober::{self, ProbeStatus, Prober, Target};
 use crate::session::{self, Admission, Opening};
 use crate::transport::{Listener, Peer, Stream};
@@ -108,8 +108,8 @@ pub enum Event {
     Query(control::Query),
     /// Metrics or the page are wanted.
     Look {
-        /// With what was ordered and demanded in so long a time before; `None`: without.
-        marks: Option<Micros>,
+        /// How much of it.
+        depth: Depth,
         /// Where to.
         reply: oneshot::Sender<Box<Snapshot>>,
     },
@@ -260,6 +260,7 @@ impl Daemon {
         self.rediscover();
         tokio::pin!(stop);
         let mut next_discovery = tokio::time::Instant::now() + discover::EVERY;
+        let mut next_look = tokio::time::Instant::now();
         loop {
             if self.inbox.is_empty()
                 && let Some(journal) = &mut self.journal
@@ -282,6 +283,10 @@ impl Daemon {
                     if self.config.budget.is_none() && self.planner.law().needs_host() {
                         self.read_host();
                     }
+                }
+                () = sleep_until(next_look), if self.web.is_some() => {
+                    next_look = tokio::time::Instant::now() + metrics::EVERY;
+                    self.metrics.look(self.clock.now(), &self.planner);
                 }
                 () = sleep_until(next_discovery) => {
                     next_discovery = tokio::time::Instant::now() + discover::EVERY;
@@ -312,7 +317,7 @@ impl Daemon {
             Event::Probed(status) => drop(self.probed.insert(status.vm.clone(), status)),
             Event::Query(query) => self.query(query),
             // Whoever asked may have gone.
-            Event::Look { marks, reply } => drop(reply.send(Box::new(self.look(marks)))),
+            Event::Look { depth, reply } => drop(reply.send(Box::new(self.look(depth)))),
         }
     }
 

@@ -10,17 +10,21 @@
 //! histogram has sixteen series, and a slow VM shows in its own counters.
 
 mod page;
+mod past;
 mod text;
 mod trail;
 
 pub use page::json;
+pub use past::{EVERY, Past};
 pub use text::{FORMAT, render};
 pub use trail::{Mark, MarkKind};
 
 use crate::control::HypervisorStatus;
 use crate::prober::ProbeStatus;
-use ballast_planner::{Action, HostStatus, LawName, Notice, Reason, Vm, VmName, VmStatus, shortfall_text, source_name};
-use ballast_protocol::{Demand, Micros, Relief, Verdict};
+use ballast_planner::{
+    Action, HostStatus, LawName, Notice, Planner, Reason, Vm, VmName, VmStatus, shortfall_text, source_name,
+};
+use ballast_protocol::{Bytes, Demand, Micros, Relief, Verdict};
 use prometheus::{Histogram, HistogramOpts};
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
@@ -39,9 +43,9 @@ const LONGEST_RELIEF: Micros = Micros::secs(60);
 /// Which way an order went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Direction {
-    /// The guest keeps less, or the same.
+    /// The guest keeps less.
     Take,
-    /// It keeps more.
+    /// It keeps more, or the same.
     Give,
 }
 
@@ -103,6 +107,7 @@ pub struct Metrics {
     unissued: BTreeMap<u64, Micros>,
     latencies: Latencies,
     trail: Trail,
+    past: Past,
 }
 
 /// One VM in a [`Snapshot`].
@@ -116,6 +121,33 @@ pub struct Seen {
     pub totals: Totals,
     /// How it goes with its probes.
     pub probe: Option<ProbeStatus>,
+}
+
+impl Seen {
+    /// How long the guest's tasks have waited for memory since its boot (PSI `some`).
+    #[must_use]
+    pub fn stalled(vm: &Vm) -> Option<Micros> {
+        vm.telemetry.as_ref().and_then(|t| t.what.memory_pressure).map(|p| p.some)
+    }
+
+    /// What it keeps and cannot have without swapping.
+    #[must_use]
+    pub fn used(vm: &Vm) -> Option<Bytes> {
+        let by_driver = || vm.statistics.and_then(|s| s.what.available);
+        let available = vm.telemetry.as_ref().map(|t| t.what.available).or_else(by_driver)?;
+        Some(vm.actual?.what - available)
+    }
+}
+
+/// How much of it is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Figures of this moment.
+    Figures,
+    /// And what was ordered and demanded in so long a time before.
+    Marks(Micros),
+    /// And all that is remembered.
+    All,
 }
 
 /// Everything that is shown, at one moment.
@@ -143,6 +175,8 @@ pub struct Snapshot {
     pub latencies: Latencies,
     /// What was ordered and demanded lately, oldest first.
     pub marks: Vec<Mark>,
+    /// The last minutes, if they were asked for.
+    pub past: Option<Past>,
 }
 
 impl Default for Metrics {
@@ -172,6 +206,7 @@ impl Default for Metrics {
             unissued: BTreeMap::new(),
             latencies,
             trail: Trail::default(),
+            past: Past::default(),
         }
     }
 }
@@ -200,7 +235,7 @@ impl Metrics {
     pub fn decided(&mut self, at: Micros, action: &Action, known: Option<&Vm>) {
         match action {
             Action::Order { vm, order, target, from, reason } => {
-                let direction = if target.bytes() > *from { Direction::Give } else { Direction::Take };
+                let direction = if target.bytes() < *from { Direction::Take } else { Direction::Give };
                 let totals = self.totals.entry(vm.clone()).or_default();
                 *totals.orders.entry((direction, variant(reason))).or_default() += 1;
                 if let Reason::Demand { id, .. } = reason
@@ -269,6 +304,11 @@ impl Metrics {
         self.asked.remove(vm);
     }
 
+    /// A look at all VMs, every [`EVERY`].
+    pub fn look(&mut self, at: Micros, planner: &Planner) {
+        self.past.look(at, planner);
+    }
+
     /// What was counted of a VM.
     #[must_use]
     pub fn totals(&self, vm: &VmName) -> Totals {
@@ -279,6 +319,12 @@ impl Metrics {
     #[must_use]
     pub fn latencies(&self) -> Latencies {
         self.latencies.clone()
+    }
+
+    /// The last minutes.
+    #[must_use]
+    pub const fn past(&self) -> &Past {
+        &self.past
     }
 
     /// What was ordered and demanded since then, as far as it is remembered, oldest first.
@@ -310,7 +356,7 @@ fn variant(value: &impl Serialize) -> String {
 mod tests {
     use super::*;
     use ballast_planner::Trouble;
-    use ballast_protocol::{Bytes, Source};
+    use ballast_protocol::Source;
 
     fn demand(id: u64) -> Demand {
         Demand {

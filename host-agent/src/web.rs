@@ -17,14 +17,13 @@ mod live;
 
 use crate::config::Metrics as Settings;
 use crate::daemon::Event;
-use crate::metrics::{self, Snapshot};
+use crate::metrics::{self, Depth, Snapshot};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header, uri::Authority};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
-use ballast_protocol::Micros;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use live::Live;
@@ -145,14 +144,14 @@ fn is_ours(host: &str, names: &[String]) -> bool {
 }
 
 /// Asks the daemon's task; `None`: it is ending.
-async fn look(events: &mpsc::Sender<Event>, marks: Option<Micros>) -> Option<Box<Snapshot>> {
+async fn look(events: &mpsc::Sender<Event>, depth: Depth) -> Option<Box<Snapshot>> {
     let (reply, answer) = oneshot::channel();
-    events.send(Event::Look { marks, reply }).await.ok()?;
+    events.send(Event::Look { depth, reply }).await.ok()?;
     answer.await.ok()
 }
 
 async fn scrape(State(shown): State<Shown>) -> Response {
-    let Some(snapshot) = look(&shown.events, None).await else {
+    let Some(snapshot) = look(&shown.events, Depth::Figures).await else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
     // A thousand VMs are 45,000 lines: not on a thread that sessions wait for.

@@ -1,17 +1,17 @@
 //! What the daemon shows of itself: see [`crate::metrics`].
 
 use super::{Backend, Daemon};
-use crate::metrics::{Seen, Snapshot};
+use crate::metrics::{Depth, Seen, Snapshot};
 use ballast_planner::{Action, Input, VmName, VmStatus};
 use ballast_protocol::{GuestMessage, Micros};
 
 impl Daemon {
-    /// Everything at this moment, with what happened in so long a time before.
-    pub(super) fn look(&self, marks: Option<Micros>) -> Snapshot {
+    /// Everything at this moment.
+    pub(super) fn look(&self, depth: Depth) -> Snapshot {
         let at = self.clock.now();
         let vms = self.planner.vms().map(|(name, vm)| Seen {
             status: VmStatus::of(name, vm, at),
-            stalled: vm.telemetry.as_ref().and_then(|t| t.what.memory_pressure).map(|p| p.some),
+            stalled: Seen::stalled(vm),
             totals: self.metrics.totals(name),
             probe: self.probed.get(name).cloned(),
         });
@@ -26,7 +26,12 @@ impl Daemon {
             queue: self.inbox.len(),
             vms: vms.collect(),
             latencies: self.metrics.latencies(),
-            marks: marks.map_or_else(Vec::new, |time| self.metrics.marks(at - time)),
+            marks: match depth {
+                Depth::Figures => Vec::new(),
+                Depth::Marks(time) => self.metrics.marks(at - time),
+                Depth::All => self.metrics.marks(Micros::ZERO),
+            },
+            past: (depth == Depth::All).then(|| self.metrics.past().clone()),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! VMs have the keys of `ballast-host status --json`.
 
-use super::{Mark, Seen, Snapshot};
+use super::{Mark, Past, Seen, Snapshot};
 use ballast_planner::{HostStatus, LawName, VmStatus};
 use ballast_protocol::Micros;
 use serde::Serialize;
@@ -19,6 +19,7 @@ struct Page<'a> {
     waiting: usize,
     vms: Vec<Row<'a>>,
     marks: &'a [Mark],
+    past: Option<&'a Past>,
 }
 
 #[derive(Serialize)]
@@ -54,5 +55,6 @@ pub fn json(snapshot: &Snapshot) -> serde_json::Result<String> {
         waiting: snapshot.waiting,
         vms: snapshot.vms.iter().map(|Seen { status, stalled, .. }| Row { status, stalled: *stalled }).collect(),
         marks: &snapshot.marks,
+        past: snapshot.past.as_ref(),
     })
 }

@@ -283,6 +283,7 @@ mod tests {
             vms: vec![Seen { status, stalled: None, totals: Totals::default(), probe: None }],
             latencies: Metrics::default().latencies(),
             marks: Vec::new(),
+            past: None,
         }
     }
 

@@ -17,9 +17,9 @@ const NEAR: Bytes = Bytes::mib(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MarkKind {
-    /// An order that shrinks a guest, or tells it to stay as it is.
+    /// An order that shrinks a guest.
     Take,
-    /// An order that lets it grow.
+    /// An order that lets it grow, or stay as it is.
     Give,
     /// A demand, with its answer.
     Demand,
@@ -66,7 +66,7 @@ impl Trail {
     /// An order was given; the one before it has been ended.
     pub fn ordered(&mut self, at: Micros, vm: &VmName, sizes: (Bytes, Bytes), reason: &Reason, known: Option<&Vm>) {
         let reason = reason.to_string();
-        let kind = if sizes.1 > sizes.0 { MarkKind::Give } else { MarkKind::Take };
+        let kind = if sizes.1 < sizes.0 { MarkKind::Take } else { MarkKind::Give };
         self.mark(at, vm, kind, sizes, reason.clone());
         if let Some(order) = known.and_then(|k| k.order.as_ref()) {
             let under_way = UnderWay { order: order.id, at, kept: order.from, target: order.target.bytes(), reason };
@@ -104,9 +104,9 @@ impl Trail {
             Some(actual) => {
                 let moved_bytes = signed(actual) - signed(kept);
                 let moved = format!("{}{}", if actual < kept { "-" } else { "+" }, (actual - kept).max(kept - actual));
-                tracing::info!(%vm, order, moved, moved_bytes, %took, %target, reason, end, "settled");
+                tracing::info!(%vm, order, %moved, moved_bytes, %took, %target, %reason, %end, "settled");
             }
-            None => tracing::info!(%vm, order, %took, %target, reason, end, "settled"),
+            None => tracing::info!(%vm, order, %took, %target, %reason, %end, "settled"),
         }
         Some(took)
     }

@@ -2,7 +2,7 @@
 
 use super::{Shown, look};
 use crate::daemon::Event;
-use crate::metrics;
+use crate::metrics::{self, Depth};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::sse::{self, Sse};
@@ -46,15 +46,15 @@ async fn run(live: Arc<Live>, events: mpsc::Sender<Event>) {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while live.latest.receiver_count() > 0 {
             ticks.tick().await;
-            let Some(text) = text(&events, Some(AGAIN)).await else { return };
+            let Some(text) = text(&events, Depth::Marks(AGAIN)).await else { return };
             live.latest.send_replace(text.into());
         }
     }
 }
 
 /// `None`: the daemon ends.
-async fn text(events: &mpsc::Sender<Event>, marks: Option<Micros>) -> Option<String> {
-    let snapshot = look(events, marks).await?;
+async fn text(events: &mpsc::Sender<Event>, depth: Depth) -> Option<String> {
+    let snapshot = look(events, depth).await?;
     let json = tokio::task::spawn_blocking(move || metrics::json(&snapshot)).await;
     // Neither can happen but by a mistake of ours, and a page without news says so by itself.
     Some(json.ok().and_then(Result::ok).unwrap_or_default())
@@ -68,7 +68,7 @@ pub async fn events(State(shown): State<Shown>) -> Response {
     let mut latest = shown.live.latest.subscribe();
     // What is left from an earlier listener is old.
     latest.mark_unchanged();
-    let Some(first) = text(&shown.events, Some(Micros::MAX)).await else {
+    let Some(first) = text(&shown.events, Depth::All).await else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
     shown.live.wanted.notify_one();
@@ -106,6 +106,7 @@ mod tests {
             vms: Vec::new(),
             latencies: Metrics::default().latencies(),
             marks: Vec::new(),
+            past: None,
         }
     }
 
@@ -118,7 +119,7 @@ mod tests {
         live.wanted.notify_one();
         for _ in 0..3 {
             let asked = timeout(EVERY * 2, asked.recv()).await.unwrap();
-            let Some(Event::Look { marks: Some(AGAIN), reply }) = asked else { panic!("{asked:?}") };
+            let Some(Event::Look { depth: Depth::Marks(AGAIN), reply }) = asked else { panic!("{asked:?}") };
             assert!(reply.send(Box::new(nothing())).is_ok());
         }
         drop(page);

@@ -77,6 +77,9 @@ fn events_are_snapshots_and_say_what_happened_before() {
     let marks = first["marks"].as_array().unwrap();
     let of = |kind: &str| marks.iter().any(|m| m["vm"] == "web" && m["kind"] == kind);
     assert!(of("take") && of("give") && of("demand"), "{marks:?}");
+    let past = &first["past"];
+    assert!(!past["times"].as_array().unwrap().is_empty() && past["vms"]["web"][0][2].is_u64(), "{past}");
+    assert!(second["past"].is_null(), "once");
     let demand = marks.iter().find(|m| m["kind"] == "demand").unwrap();
     assert!(demand["text"].as_str().unwrap().ends_with(", granted"), "{demand}");
     let apart = third["at"].as_u64().unwrap() - second["at"].as_u64().unwrap();
