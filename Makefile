@@ -7,12 +7,14 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 TRIPLE := x86_64-unknown-linux-gnu
 # Static, so that the same file runs in any guest image. --target keeps build scripts and macros out of it.
 STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --profile guest --target $(TRIPLE)
-# A mirror of the distribution for the workload image, where its own servers cannot be reached.
+# A mirror of the distribution for the workload image, where its own servers cannot be reached. The Debian image is
+# Debian everywhere: DEBIAN_MIRROR, where the distribution is another.
 export MIRROR ?=
+export DEBIAN_MIRROR ?=
 COUNT ?= 300
 SEED ?= 1
 
-.PHONY: help setup build image workload image-host demo test bench spikes lab lab-smoke lint clean
+.PHONY: help setup build image bundle image-debian snippets workload image-host demo test bench spikes lab lab-smoke lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +31,16 @@ image: setup ## the guest image with the agent baked in
 	@$(STATIC) -p ballast-guest --bin ballast-guest
 	@$(STATIC) -p ballast-tests --no-default-features --bin ballast-testd
 	@images/build-initramfs.sh
+
+bundle: setup ## the agent and its unit as one archive for any image builder: target/guest/ballast-guest.tar
+	@$(STATIC) -p ballast-guest --bin ballast-guest
+	@images/bundle.sh
+
+image-debian: bundle ## a Debian 12 with the agent that boots by itself: target/guest/debian.qcow2; cached
+	@images/build-debian.sh
+
+snippets: image-debian ## tries images/snippets with the tools they are for, in throw-away Debian trees; needs root
+	@images/snippets/check.sh
 
 workload: setup ## the disks of real workloads (redis, nginx, postgresql, gcc, java) for test guests; cached
 	@images/build-workload.sh
@@ -68,7 +80,7 @@ lint: setup ## formatting and clippy
 	@cargo fmt --all --check
 	@cargo clippy --quiet --workspace --all-targets -- -D warnings
 
-test: image-host workload lint build ## every test, the ones on real guests included
+test: image-host image-debian workload lint build ## every test, the ones on real guests included
 	@scripts/test.sh
 
 clean: ## removes everything that was built or fetched

@@ -11,15 +11,17 @@ target=${CARGO_TARGET_DIR:-$root/target}
 guest=$target/guest
 tools=$target/tools
 
-# Debian 12 and 13, Ubuntu 22.04 and 24.04 name them all the same. qemu-utils is left out on purpose: nothing here
-# converts images, and a backported one conflicts with the stock emulator.
+# Debian 12 and 13, Ubuntu 22.04 and 24.04 name them all the same.
 packages=(
     qemu-system-x86 busybox-static cpio zstd xz-utils util-linux e2fsprogs   # real guests
     mmdebstrap                                                     # their workloads
+    debian-archive-keyring fdisk                                   # the Debian image
     iproute2 iperf3 ca-certificates                                # networks, service levels, downloads
     gcc libc6-dev pkg-config libvirt-dev                           # building
     libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
 )
+# By its program: where the emulator is a backported one, so is qemu-img, and the stock package would conflict with it.
+command -v qemu-img >/dev/null || packages+=(qemu-utils)
 
 say() { printf '==> %s\n' "$*"; }
 fail() {

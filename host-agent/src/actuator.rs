@@ -44,10 +44,10 @@ pub enum Command {
     },
     /// Read the balloon's size this often.
     Watch(Micros),
+    /// Another law rules, which needs other statistics.
+    Polling(Polling),
     /// Whether an agent reports; without one the balloon's statistics are read.
     Agent(bool),
-    /// Read statistics like this from now on.
-    Poll(Polling),
     /// Carry out what is left, then end.
     Finish,
 }
@@ -65,7 +65,7 @@ pub async fn run(
     let mut every = Duration::from_secs(1);
     let mut next_look = Instant::now() + every;
     let mut next_statistics = Some(Instant::now());
-    let mut agent = false;
+    let mut has_agent = false;
     loop {
         let statistics_at = next_statistics.unwrap_or_else(|| Instant::now() + polling.every);
         tokio::select! {
@@ -82,13 +82,13 @@ pub async fn run(
                             every = interval.duration();
                             next_look = next_look.min(Instant::now() + every);
                         }
-                        Some(Command::Agent(alive)) => {
-                            agent = alive;
-                            next_statistics = (!agent || polling.always).then(Instant::now);
+                        Some(Command::Polling(other)) => {
+                            polling = other;
+                            next_statistics = (!has_agent || polling.always).then(Instant::now);
                         }
-                        Some(Command::Poll(new)) => {
-                            polling = new;
-                            next_statistics = (!agent || polling.always).then(Instant::now);
+                        Some(Command::Agent(alive)) => {
+                            has_agent = alive;
+                            next_statistics = (!alive || polling.always).then(Instant::now);
                         }
                     }
                     match commands.try_recv() {

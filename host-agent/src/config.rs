@@ -9,18 +9,23 @@
 mod check;
 mod law;
 mod metrics;
+mod overrides;
 mod probing;
 mod raw;
 
 pub use law::Laws;
+pub use overrides::Overrides;
 pub(crate) use raw::distance as edit_distance;
 
 use crate::prober;
 use ballast_planner::{LawSettings, VmName, VmSettings};
 use ballast_protocol::Bytes;
+use serde::Deserialize;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Deserializer, ValueDeserializer};
 
 pub use metrics::Metrics;
 
@@ -41,6 +46,8 @@ pub struct Config {
     pub prober: prober::Settings,
     /// What the host counts as having, all VMs together; `None`: what its kernel says.
     pub budget: Option<Bytes>,
+    /// What of it is never handed out; `None`: a sixteenth.
+    pub reserve: Option<Bytes>,
     /// The law that rules.
     pub law: LawSettings,
     /// Every law with the constants that this file gives it, for a change while the daemon runs.
@@ -66,6 +73,8 @@ pub struct Daemon {
     pub vsock: bool,
     /// What becomes of the balloons when the daemon stops.
     pub on_exit: OnExit,
+    /// Decide and write down, and order nothing.
+    pub dry_run: bool,
 }
 
 /// What becomes of the balloons when the daemon stops.
@@ -110,8 +119,28 @@ pub struct Vm {
     pub service: Option<SocketAddr>,
     /// Its network interface on this host, whose counters tell its traffic.
     pub interface: Option<String>,
+    /// What its table says of how it is to be treated.
+    pub overrides: Overrides,
     /// How it is to be treated, defaults filled in.
     pub settings: VmSettings,
+}
+
+/// A file in which every table but some `[[vm]]` can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Examined {
+    /// What can be used.
+    pub config: Config,
+    /// The tables that cannot, in the file's order.
+    pub refused: Vec<RefusedVm>,
+}
+
+/// A `[[vm]]` that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedVm {
+    /// Whose it is; `None`: it has no name that can be read.
+    pub name: Option<VmName>,
+    /// What is wrong with it.
+    pub error: ConfigError,
 }
 
 /// Where a VM's agent calls from.
@@ -157,13 +186,7 @@ impl Config {
     /// # Errors
     /// It cannot be read, or something in it is wrong.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(file).map_err(|e| ConfigError {
-            file: file.to_owned(),
-            at: None,
-            vm: None,
-            problem: format!("cannot be read: {e}; ballast-host.example.toml shows the format"),
-        })?;
-        Self::parse(file, &text)
+        Self::parse(file, &read(file)?)
     }
 
     /// Checks a text; `file` is named in errors.
@@ -171,12 +194,78 @@ impl Config {
     /// # Errors
     /// Something in it is wrong: the first thing, in the order of the file as far as possible.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let examined = Self::examine_text(file, text)?;
+        match examined.refused.into_iter().next() {
+            Some(first) => Err(first.error),
+            None => Ok(examined.config),
+        }
+    }
+
+    /// Reads and checks a file for a daemon that runs: a mistake in a `[[vm]]` refuses that table only.
+    ///
+    /// # Errors
+    /// It cannot be read, is no TOML, or something is wrong outside of the `[[vm]]` tables.
+    pub fn examine(file: &Path) -> Result<Examined, ConfigError> {
+        Self::examine_text(file, &read(file)?)
+    }
+
+    fn examine_text(file: &Path, text: &str) -> Result<Examined, ConfigError> {
         let source = Source { file, text };
-        let raw: raw::Root = toml::from_str(text).map_err(|e| {
+        let wrong = |e: toml::de::Error| {
             let at = e.span().map_or(0, |s| s.start);
             source.error(at, raw::with_suggestion(e.message()))
-        })?;
-        check::check(&source, raw)
+        };
+        let mut document = DeTable::parse(text).map_err(wrong)?;
+        let tables = document.get_mut().remove("vm");
+        let root = raw::Root::deserialize(Deserializer::from(document)).map_err(wrong)?;
+        let tables = match tables {
+            None => Vec::new(),
+            Some(value) => {
+                let span = value.span();
+                match value.into_inner() {
+                    DeValue::Array(all) => all.into_iter().map(|table| read_vm(table, wrong)).collect(),
+                    other => {
+                        let other = ValueDeserializer::from(Spanned::new(span, other));
+                        let all = Vec::<Spanned<raw::Vm>>::deserialize(other).map_err(wrong)?;
+                        all.into_iter().map(Ok).collect()
+                    }
+                }
+            }
+        };
+        check::check(&source, root, tables)
+    }
+
+    /// How a VM is to be treated, by its domain's metadata too.
+    ///
+    /// # Errors
+    /// What the metadata says cannot be together with what this file says.
+    pub fn settings_with(&self, vm: &VmName, metadata: &Overrides) -> Result<VmSettings, String> {
+        let mut settings = self.defaults.clone();
+        metadata.apply(&mut settings);
+        if let Some(vm) = self.vms.iter().find(|v| v.name == *vm) {
+            vm.overrides.apply(&mut settings);
+        }
+        match overrides::conflict(&settings) {
+            Some(conflict) => Err(conflict.problem),
+            None => Ok(settings),
+        }
+    }
+
+    /// Minimums are guarantees: whether they sum to more than the budget, and how much. Without a budget only a host's
+    /// kernel can tell.
+    #[must_use]
+    pub fn overcommitted(&self) -> Option<String> {
+        let (budget, reserve) = (self.budget?, self.reserve.unwrap_or_default());
+        let sum = self.vms.iter().fold(Bytes::ZERO, |sum, vm| sum + vm.settings.min);
+        let left = budget - reserve;
+        let less = if reserve > Bytes::ZERO { format!(" less reserve {reserve}") } else { String::new() };
+        (sum > left).then(|| {
+            format!(
+                "the minimums of {} VMs sum to {sum}, {} more than budget {budget}{less}; lower a `min` or raise budget",
+                self.vms.len(),
+                sum - left
+            )
+        })
     }
 
     /// How a VM is to be treated, named in this file or not.
@@ -184,6 +273,25 @@ impl Config {
     pub fn settings(&self, vm: &VmName) -> &VmSettings {
         self.vms.iter().find(|v| v.name == *vm).map_or(&self.defaults, |v| &v.settings)
     }
+}
+
+fn read(file: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(file).map_err(|e| ConfigError {
+        file: file.to_owned(),
+        at: None,
+        vm: None,
+        problem: format!("cannot be read: {e}; ballast-host.example.toml shows the format"),
+    })
+}
+
+/// Reads one `[[vm]]` by itself.
+fn read_vm(
+    table: Spanned<DeValue<'_>>,
+    wrong: impl Fn(toml::de::Error) -> ConfigError,
+) -> Result<Spanned<raw::Vm>, RefusedVm> {
+    let name = table.get_ref().as_table().and_then(|t| t.get("name")?.get_ref().as_str()).map(VmName::from);
+    Spanned::<raw::Vm>::deserialize(ValueDeserializer::from(table))
+        .map_err(|error| RefusedVm { name, error: wrong(error) })
 }
 
 /// A file under examination.

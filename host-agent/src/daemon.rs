@@ -14,6 +14,7 @@
 mod discover;
 mod dispatch;
 mod operate;
+pub mod reload;
 mod seen;
 
 use crate::actuator::{self, Command, Polling};
@@ -30,10 +31,12 @@ use crate::transport::{Listener, Peer, Stream};
 use crate::web;
 use ballast_planner::{Input, LawSettings, Planner, VmName, VmStatus};
 use ballast_protocol::{Answer, GuestMessage, Hello, HostMessage, Micros, Refusal, Shortfall, Verdict};
-pub use discover::{Backend, backends};
+pub use discover::{Backend, Backends};
+pub use reload::Reloaded;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::Path;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, sleep_until, timeout};
@@ -113,6 +116,8 @@ pub enum Event {
         /// Where to.
         reply: oneshot::Sender<Box<Snapshot>>,
     },
+    /// The configuration file is to be read again; what came of it is told.
+    Reload(oneshot::Sender<Reloaded>),
 }
 
 /// A daemon that cannot start.
@@ -155,7 +160,7 @@ pub struct Daemon {
     clock: Clock,
     planner: Planner,
     journal: Option<Journal>,
-    backends: Vec<Backend>,
+    backends: Backends,
     vms: BTreeMap<VmName, Managed>,
     sessions: BTreeMap<VmName, Session>,
     next_session: u64,
@@ -203,9 +208,9 @@ impl Daemon {
             None
         };
         let operated = operate::Operated::load(&config.daemon.state_dir, clock.now());
-        let backends = backends(&config, &events)?;
+        let backends = Backends::new(&config, &events)?;
         let (prober, commands) = mpsc::unbounded_channel();
-        let targets = targets(&config);
+        let targets = targets(&config.vms);
         let task = Prober::new(config.prober.clone(), &targets, commands, events.clone(), clock);
         let probing = tokio::spawn(task.run());
         Ok(Self {
@@ -247,15 +252,22 @@ impl Daemon {
             page = self.web.map(|address| format!("http://{address}/")),
             "ballast-host runs"
         );
-        let (law, budget) = (self.config.law.clone(), self.config.budget);
+        let (law, budget, reserve) = (self.config.law.clone(), self.config.budget, self.config.reserve);
         // Before any VM: nothing is decided by one law and undone by another.
-        if budget.is_some() {
-            self.input(Input::Pool { budget, reserve: None });
+        if self.is_dry_run() {
+            tracing::warn!("a dry run: everything is decided and written down, and no VM is moved");
+            self.tell_mode();
+        }
+        if budget.is_some() || reserve.is_some() {
+            self.input(Input::Pool { budget, reserve });
         }
         if law != LawSettings::Ballast {
             self.input(Input::Law { law });
         }
         self.resume_operated();
+        let mut hangups = signal(SignalKind::hangup())
+            .inspect_err(|error| tracing::warn!(%error, "SIGHUP cannot be heard: use `ballast-host reload`"))
+            .ok();
         let mut next_host = tokio::time::Instant::now();
         self.rediscover();
         tokio::pin!(stop);
@@ -272,8 +284,9 @@ impl Daemon {
             tokio::select! {
                 biased;
                 () = &mut stop => break,
+                () = hung_up(&mut hangups) => drop(self.reload().await),
                 event = self.inbox.recv() => match event {
-                    Some(event) => self.event(event),
+                    Some(event) => self.event(event).await,
                     None => break,
                 },
                 (peer, stream) = self.listener.accept() => self.connected(peer, stream),
@@ -290,14 +303,14 @@ impl Daemon {
                 }
                 () = sleep_until(next_discovery) => {
                     next_discovery = tokio::time::Instant::now() + discover::EVERY;
-                    self.rediscover();
+                    self.look_regularly();
                 }
             }
         }
         self.drain().await;
     }
 
-    fn event(&mut self, event: Event) {
+    async fn event(&mut self, event: Event) {
         match event {
             Event::Input(input) => self.input(input),
             Event::Guest { vm, received, message } => self.guest(vm, received, message),
@@ -318,6 +331,11 @@ impl Daemon {
             Event::Query(query) => self.query(query),
             // Whoever asked may have gone.
             Event::Look { depth, reply } => drop(reply.send(Box::new(self.look(depth)))),
+            Event::Reload(reply) => {
+                let reloaded = self.reload().await;
+                // Who asked may have gone.
+                let _ = reply.send(reloaded);
+            }
         }
     }
 
@@ -439,7 +457,7 @@ impl Daemon {
         match query {
             control::Query::Status(reply) => {
                 let vms = self.planner.vms().map(|(name, vm)| VmStatus::of(name, vm, now)).collect();
-                let hypervisors = self.backends.iter().map(Backend::status).collect();
+                let hypervisors = self.backends.status();
                 let waiting = self
                     .config
                     .vms
@@ -525,18 +543,29 @@ impl Daemon {
 }
 
 /// The VMs whose service is measured.
-fn targets(config: &Config) -> Vec<Target> {
+fn targets(vms: &[crate::config::Vm]) -> Vec<Target> {
     let target =
         |vm: &crate::config::Vm| Target { vm: vm.name.clone(), service: vm.service, interface: vm.interface.clone() };
-    config.vms.iter().map(target).collect()
+    vms.iter().map(target).collect()
 }
 
-/// Starts the actuator of a VM.
-fn manage(daemon: &Daemon, backend: usize, facts: hypervisor::VmFacts) -> Managed {
+/// Waits for a SIGHUP, for ever if none can be heard.
+async fn hung_up(hangups: &mut Option<Signal>) {
+    let heard = match hangups {
+        Some(hangups) => hangups.recv().await,
+        None => None,
+    };
+    if heard.is_none() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Starts the actuator of a VM; `None`: its hypervisor has been taken out meanwhile.
+fn manage(daemon: &Daemon, backend: usize, facts: hypervisor::VmFacts) -> Option<Managed> {
     let (commands, queue) = mpsc::unbounded_channel();
-    let hypervisor = daemon.backends[backend].hypervisor();
+    let hypervisor = daemon.backends.get(backend)?.hypervisor();
     let name = facts.name.clone();
     let polling = Polling::under(daemon.planner.law());
     let task = tokio::spawn(actuator::run(name, hypervisor, queue, daemon.events.clone(), daemon.clock, polling));
-    Managed { backend, facts, commands, task }
+    Some(Managed { backend, facts, commands, task })
 }

@@ -57,6 +57,8 @@ enum Command {
     Policy(operate::Policy),
     /// Decide and write the journal without ordering anything, or act again.
     DryRun(operate::DryRun),
+    /// Read the configuration again; what is wrong in it is refused by name, and all else applied.
+    Reload(Ask),
     /// Look at this host and its VMs: what is wrong, and how to mend it.
     Doctor {
         /// The configuration.
@@ -99,6 +101,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Unreserve(args) => operate::unreserve(&args),
         Command::Policy(args) => operate::policy(&args),
         Command::DryRun(args) => operate::dry_run(&args),
+        Command::Reload(ask) => operate::reload(&ask),
         Command::Doctor { config, json } => commands::examine(&config, json),
         Command::Replay { journal, json } => commands::repeat(&journal, json),
     }

@@ -1,6 +1,6 @@
 //! Tables for people. Whoever wants to compute uses `--json`.
 
-use crate::control::{Done, Explained, Reclaimed, Status};
+use crate::control::{Done, Explained, Reclaimed, Reloaded, Status};
 use crate::replay::Replayed;
 use ballast_planner::{HostStatus, ServiceMode, VmStatus};
 use ballast_protocol::{Bytes, Micros};
@@ -125,6 +125,22 @@ fn hold_text(vm: &VmStatus, now: Micros) -> String {
 pub fn done(done: &Done) -> String {
     let notes: String = done.notes.iter().map(|note| format!("  {note}\n")).collect();
     format!("{}\n{notes}", done.done)
+}
+
+/// `ballast-host reload`.
+#[must_use]
+pub fn reloaded(reloaded: &Reloaded) -> String {
+    let mut out = String::new();
+    for changed in &reloaded.changed {
+        let _ = writeln!(out, "{changed}");
+    }
+    for refused in &reloaded.refused {
+        let _ = writeln!(out, "REFUSED: {refused}");
+    }
+    if out.is_empty() {
+        out.push_str("the file says nothing new\n");
+    }
+    out
 }
 
 /// `ballast-host reclaim`.

@@ -41,15 +41,19 @@ struct Host {
 impl Host {
     /// Writes the configuration and starts.
     fn start(folder: &Path, daemon: &str, rest: &str) -> Self {
-        let path = folder.display();
+        let document = include_str!("../openapi.json");
+        let mut host = Self { process: None, folder: folder.to_owned(), schemas: Schemas::of(document) };
+        host.configure(daemon, rest);
+        host.start_again();
+        host
+    }
+
+    fn configure(&self, daemon: &str, rest: &str) {
+        let path = self.folder.display();
         let text = format!(
             "[metrics]\nenabled = false\n[daemon]\nstate-dir = \"{path}/state\"\ncontrol-socket = \"{path}/control\"\nvsock = false\n{daemon}\n{rest}"
         );
-        std::fs::write(folder.join("host.toml"), text).unwrap();
-        let document = include_str!("../openapi.json");
-        let mut host = Self { process: None, folder: folder.to_owned(), schemas: Schemas::of(document) };
-        host.start_again();
-        host
+        std::fs::write(self.folder.join("host.toml"), text).unwrap();
     }
 
     fn start_again(&mut self) {
@@ -74,12 +78,17 @@ impl Host {
         std::fs::read_to_string(self.folder.join("log")).unwrap()
     }
 
-    /// A command as an operator behind sudo: what it printed, or what it complained about.
-    fn run_as(&self, operator: Option<&str>, args: &[&str]) -> Result<String, String> {
+    /// A command as an operator behind sudo.
+    fn command(&self, operator: Option<&str>, args: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.args(args).arg("--config").arg(self.folder.join("host.toml")).env_remove("SUDO_USER");
         command.envs(operator.map(|name| ("SUDO_USER", name)));
-        let output = command.output().unwrap();
+        command
+    }
+
+    /// What it printed, or what it complained about.
+    fn run_as(&self, operator: Option<&str>, args: &[&str]) -> Result<String, String> {
+        let output = self.command(operator, args).output().unwrap();
         let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
         if output.status.success() { Ok(out) } else { Err(err) }
     }
@@ -357,7 +366,7 @@ fn an_exempt_vm_gets_all_its_memory_and_may_not_be_held() {
     assert_eq!(host.run(&["exempt", "fixed"]).unwrap(), format!("`fixed` is exempt by {file} already\n"));
     assert_eq!(
         host.refusal(None, &["exempt", "fixed", "--off"]),
-        format!("`fixed` is exempt by configuration: take `exempt = true` out of {file} and reload")
+        format!("`fixed` is exempt by configuration: take `exempt` out of {file} and reload")
     );
     assert_eq!(host.refusal(None, &["exempt", "fxed"]), "no VM named `fxed` is known; did you mean `fixed`?");
 }
@@ -585,6 +594,41 @@ fn a_request_that_makes_no_sense_gets_a_clear_answer() {
     let mut stream = UnixStream::connect(host.socket()).unwrap();
     stream.write_all(b"\x16\x03\x01 what is this?\r\n\r\n").unwrap();
     assert_eq!(answer(&mut stream).0, 400);
+}
+
+#[test]
+fn a_reload_says_what_changed_and_what_was_refused_and_takes_a_word_back_only_for_a_new_one() {
+    let directory = folder();
+    let web = settled(directory.path(), "web");
+    let mail = settled(directory.path(), "mail");
+    let mut host = Host::start(directory.path(), "", &(web.table("") + &mail.table("")));
+    host.wait_for_vms(&["web", "mail"]);
+    assert_eq!(host.run(&["reload"]).unwrap(), "the file says nothing new\n");
+    host.run(&["exempt", "web"]).unwrap();
+    host.run(&["dry-run", "on"]).unwrap();
+
+    host.configure("", &(web.table("weight = 7") + &mail.table("weight = -7")));
+    // Wrong in one place, it still leads to the daemon.
+    let output = host.command(None, &["reload"]).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(!output.status.success(), "{said}");
+    assert!(said.starts_with("VM `web`: weight 100 -> 7\nREFUSED: ") && said.contains("VM `mail`: "), "{said}");
+    assert_eq!((&host.vm("web").unwrap()["weight"], &host.status()["dry_run"]), (&json!(7), &json!(true)));
+    assert!(host.vm("web").unwrap()["holding"].as_str().unwrap().contains("exempt"));
+    let (status, body) = host.ask("POST", "/v1/reload", "");
+    assert_eq!((status, &body["changed"]), (200, &json!([])), "{body}");
+    assert_eq!(body["refused"].as_array().unwrap().len(), 1, "{body}");
+
+    host.configure("dry-run = true", &(web.table("") + &mail.table("")));
+    assert!(host.run(&["reload"]).unwrap().contains("dry-run: false -> true\n"));
+    host.configure("", &(web.table("") + &mail.table("")));
+    assert!(host.run(&["reload"]).unwrap().contains("dry-run: true -> false\n"));
+    assert_eq!(host.status()["dry_run"], false);
+    host.stop(Signal::TERM);
+    host.start_again();
+    assert_eq!(host.status()["dry_run"], false, "the word by hand is over");
+    wait_for("the VM", || host.vm("web"));
+    assert!(host.refusal(None, &["hold", "web", "512M", "--reason", "x"]).contains("is exempt, hands off"));
 }
 
 #[test]

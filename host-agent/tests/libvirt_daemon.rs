@@ -6,6 +6,7 @@
 
 mod common;
 
+use ballast_host::hypervisor::METADATA;
 use ballast_protocol::{
     Capabilities, DEFAULT_PORT, GuestMessage, Hello, HostMessage, Limited, MAX_FRAME, Micros, VERSION, decode, encode,
 };
@@ -17,9 +18,12 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 320 * MIB;
+/// How long libvirtd is gone: longer than any deadline or pause of ours.
+const GONE: Duration = Duration::from_secs(60);
 
 fn domain(libvirtd: &Libvirtd, name: &str) -> String {
     let image = libvirtd.directory().join("i.cpio");
@@ -59,9 +63,12 @@ impl Host {
         host
     }
 
+    fn ask(&self, what: &[&str]) -> Vec<u8> {
+        output(Command::new(binary()).args(what).arg("--config").arg(&self.config))
+    }
+
     fn status(&self) -> Value {
-        let said = output(Command::new(binary()).args(["status", "--json", "--config"]).arg(&self.config));
-        serde_json::from_slice(&said).unwrap()
+        serde_json::from_slice(&self.ask(&["status", "--json"])).unwrap()
     }
 
     fn vm(&self, name: &str) -> Option<Value> {
@@ -148,10 +155,47 @@ fn the_daemon_over_libvirt_squeezes_without_an_agent_and_survives_libvirtd() {
     wait_for("its figures to be unknown", || host.vm("quiet")?["actual"].is_null().then_some(()));
     let (_session, answer) = agent(&socket);
     assert!(matches!(answer, HostMessage::Welcome(_)), "an agent is heard without libvirtd: {answer:?}");
+    // A minute later all is as it was: nothing was ordered that could not be, and no VM was forgotten.
+    let qemu = libvirtd.qemu("quiet");
+    std::thread::sleep(GONE);
+    assert!(host.hypervisor_error().is_string() && host.vm("talks").is_some() && host.vm("quiet").is_some());
+    assert!(qemu.is_some() && libvirtd.qemu("quiet") == qemu);
     libvirtd.start_again();
     wait_for("libvirtd's return", || host.hypervisor_error().is_null().then_some(()));
     let back = wait_for("its VM", || host.vm("quiet").filter(|v| v["actual"].is_u64()));
     assert!(back["target"].as_u64().unwrap() < SIZE, "a jump after libvirtd's restart: {back}");
+
+    // What its domain says of it counts, as soon as it is said, and a mistake in it counts for nothing.
+    let namespace = ["metadata", "quiet", METADATA, "--live"];
+    let say = |libvirtd: &Libvirtd, text: &str| {
+        libvirtd.virsh(&[&namespace[..], &["--key", "ballast", "--set", text]].concat());
+    };
+    let begun = std::time::Instant::now();
+    say(&libvirtd, "<vm><min>200MiB</min><weight>300</weight><class>high</class></vm>");
+    let min = |host: &Host| host.vm("quiet").unwrap()["min"].as_u64().unwrap();
+    wait_for("the minimum by metadata", || (min(&host) == 200 * MIB).then_some(()));
+    println!("metadata known after {:?}", begun.elapsed());
+    let quiet = host.vm("quiet").unwrap();
+    assert_eq!((&quiet["weight"], &quiet["class"]), (&300.into(), &"high".into()), "{quiet}");
+    say(&libvirtd, "<vm><min>a lot</min><weight>300</weight></vm>");
+    wait_for("the settings without metadata", || (min(&host) == 64 * MIB).then_some(()));
+    let explained = String::from_utf8(host.ask(&["explain", "quiet"])).unwrap();
+    assert!(
+        explained.contains("<metadata> of its domain is not used: <min>: `a lot` is not a memory size")
+            && explained.contains("virsh metadata quiet https://ballast.dev/domain/1 --edit"),
+        "{explained}"
+    );
+    libvirtd.virsh(&[&namespace[..], &["--remove"]].concat());
+
+    // Saved: gone. Restored: found as it was.
+    let kept = host.vm("quiet").unwrap()["actual"].as_u64().unwrap();
+    let state = libvirtd.directory().join("saved").display().to_string();
+    libvirtd.virsh(&["save", "quiet", &state]);
+    wait_for("the VM that is saved to be forgotten", || host.vm("quiet").is_none().then_some(()));
+    libvirtd.virsh(&["restore", &state]);
+    let restored = wait_for("the VM that is restored", || host.vm("quiet").filter(|v| v["actual"].is_u64()));
+    assert!(restored["actual"].as_u64().unwrap() <= kept + 8 * MIB, "{kept}, then {restored}");
+    wait_for("its statistics", || host.vm("quiet")?["available"].is_u64().then_some(()));
 
     // Stopped: forgotten.
     libvirtd.virsh(&["destroy", "quiet"]);
@@ -161,6 +205,6 @@ fn the_daemon_over_libvirt_squeezes_without_an_agent_and_survives_libvirtd() {
     // Drained.
     host.process.signal(Signal::TERM);
     wait_for("the end of the daemon", || (!libvirtd.directory().join("control").exists()).then_some(()));
+    wait_for("the agents' socket to go", || (!socket.exists()).then_some(()));
     host.process.kill();
-    assert!(!socket.exists(), "the agents' socket is left behind");
 }

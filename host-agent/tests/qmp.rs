@@ -48,12 +48,17 @@ fn connect(directory: &Path) -> (Qmp, VmName, UnboundedReceiver<Event>) {
 
 /// The test's own monitor.
 fn say(directory: &Path, command: &str) {
+    say_with(directory, command, "{}");
+}
+
+fn say_with(directory: &Path, command: &str, arguments: &str) {
     let path = directory.join("t");
     let mut stream = wait_for("the test's monitor", || UnixStream::connect(&path).ok());
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-    for command in ["qmp_capabilities", command] {
-        writeln!(stream, "{{\"execute\":\"{command}\"}}").unwrap();
-        assert!(lines.any(|l| l.unwrap().contains("\"return\"")), "{command}");
+    for (command, arguments) in [("qmp_capabilities", "{}"), (command, arguments)] {
+        writeln!(stream, "{{\"execute\":\"{command}\",\"arguments\":{arguments}}}").unwrap();
+        let answer = lines.by_ref().map(Result::unwrap).find(|l| l.contains("\"return\"") || l.contains("\"error\""));
+        assert!(answer.as_ref().is_some_and(|a| a.contains("\"return\"")), "{command}: {answer:?}");
     }
 }
 
@@ -128,6 +133,39 @@ fn a_real_guest_from_start_to_end() {
     let facts = qmp.facts(&vm).unwrap();
     assert_eq!((facts.state, facts.deflate_on_oom), (State::Paused, Some(false)));
     assert_eq!(qmp.statistics(&vm).map(|s| s.total), Ok(None), "nobody drives this balloon");
+}
+
+/// What memory that is plugged, and a migration, look like. No guest is needed for either.
+#[test]
+fn plugged_memory_and_a_migration_are_seen() {
+    let directory = directory();
+    let plugs = ["-S", "-m", "192,slots=2,maxmem=1G", "-device", "virtio-balloon-pci"];
+    let _machine = qemu(directory.path(), &plugs);
+    let (qmp, vm, mut events) = connect(directory.path());
+    expect_event(&mut events, "guest", |w| *w == What::Started, "Started");
+    assert_eq!(qmp.facts(&vm).map(|f| (f.max, f.migrating)), Ok((SIZE, false)));
+
+    let say = |command: &str, arguments: &str| say_with(directory.path(), command, arguments);
+    say("object-add", r#"{"qom-type":"memory-backend-ram","id":"m","size":134217728}"#);
+    say("device_add", r#"{"driver":"pc-dimm","memdev":"m","id":"d"}"#);
+    let facts = qmp.facts(&vm).unwrap();
+    assert_eq!((facts.max, facts.actual), (SIZE + Bytes::mib(128), SIZE + Bytes::mib(128)));
+
+    // To nowhere, and so slowly that it lasts.
+    say("migrate-set-parameters", r#"{"max-bandwidth":4096}"#);
+    say("migrate", r#"{"uri":"exec:cat >/dev/null"}"#);
+    expect_event(&mut events, "guest", |w| *w == What::Migrates, "Migrates");
+    assert_eq!(qmp.facts(&vm).map(|f| f.migrating), Ok(true));
+    say("migrate_cancel", "{}");
+    expect_event(&mut events, "guest", |w| *w == What::Changed, "Changed");
+    assert_eq!(qmp.facts(&vm).map(|f| f.migrating), Ok(false));
+
+    // One that waits for a migration to arrive.
+    let arriving = self::directory();
+    let _other = qemu(arriving.path(), &["-incoming", "defer", "-device", "virtio-balloon-pci"]);
+    let (qmp, vm, mut events) = connect(arriving.path());
+    expect_event(&mut events, "guest", |w| *w == What::Started, "Started");
+    assert_eq!(qmp.facts(&vm).map(|f| (f.migrating, f.state)), Ok((true, State::Paused)));
 }
 
 #[test]

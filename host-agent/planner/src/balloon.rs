@@ -135,7 +135,8 @@ impl Planner {
         let service = std::mem::take(&mut vm.service);
         let new = Vm::new(facts, vm.settings.clone(), at);
         let hold = vm.hold.take();
-        *vm = Vm { counts, service, hold, watch: vm.watch, released: vm.released, leftover: Leftover::Awaited, ..new };
+        let (watch, released, migrating) = (vm.watch, vm.released, vm.migrating);
+        *vm = Vm { counts, service, hold, watch, released, migrating, leftover: Leftover::Awaited, ..new };
         if !reachable {
             // As soon as it is found again.
             vm.actual = None;
@@ -184,6 +185,14 @@ impl Vm {
             *heard = at;
         }
         if let Some(order) = &mut self.order {
+            order.at = at;
+        }
+    }
+
+    /// It migrates or is saved, or not any more: then an order that was under way has all its time again.
+    pub(crate) fn migrates(&mut self, at: Micros, migrating: bool) {
+        self.migrating = migrating;
+        if let Some(order) = self.order.as_mut().filter(|_| !migrating) {
             order.at = at;
         }
     }

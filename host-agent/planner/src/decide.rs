@@ -47,6 +47,7 @@ impl Planner {
 
         if let Some(order) = &vm.order
             && vm.facts.running
+            && !vm.migrating
         {
             let patience = STALL_GRACE + Micros(order.shrinks_by().share(1_000_000, STALL_RATE).0);
             let due = order.at + patience;
@@ -126,6 +127,9 @@ impl Planner {
     fn propose(&mut self, at: Micros, name: &VmName) -> Result<Holding, ()> {
         let law = self.law.name();
         let Some(vm) = self.vms.get(name) else { return Ok(Holding::Settled) };
+        if vm.migrating {
+            return Ok(Holding::Migrating);
+        }
         if law != LawName::Ballast {
             return Ok(match guard::may_move(vm) {
                 Err(why) => why,
@@ -234,7 +238,7 @@ impl Planner {
         even_if_same: bool,
     ) -> bool {
         let Some(vm) = self.vms.get(name) else { return false };
-        if vm.actual.is_none() || !vm.facts.balloon {
+        if vm.actual.is_none() || !vm.facts.balloon || vm.migrating {
             return false;
         }
         let Some(mut target) = target(vm) else { return false };

@@ -34,7 +34,7 @@ impl Planner {
         if !vm.facts.balloon || vm.actual.is_none() {
             return Verdict::Refused(Shortfall::NoBalloon);
         }
-        if is_ruled || self.dry_run {
+        if is_ruled || self.dry_run || vm.migrating {
             // That law hears no demands. The guest is told so, instead of waiting for memory that does not come.
             let why = if vm.kept() >= vm.max() { Shortfall::AtMaximum } else { Shortfall::Held };
             return Verdict::Refused(why);

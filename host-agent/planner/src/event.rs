@@ -107,6 +107,14 @@ pub enum Input {
         /// Whether its vCPUs run now.
         running: bool,
     },
+    /// A VM begins or ceases to migrate, or to be saved: nothing is ordered meanwhile, not even a giving. Hypervisors
+    /// refuse it or let it wait, and what moves under a migration in flight was seen to break guests (FACTS, section 8).
+    Migrating {
+        /// Which.
+        vm: VmName,
+        /// Whether it does.
+        migrating: bool,
+    },
     /// A VM was reset: its balloon is empty, whatever the hypervisor says of it, and its agent gone.
     Rebooted {
         /// Which.
@@ -375,6 +383,8 @@ pub enum Holding {
     NoDeflateOnOom,
     /// The VM is paused.
     Paused,
+    /// The VM migrates, or is saved.
+    Migrating,
     /// The hypervisor cannot be reached.
     NoHypervisor,
     /// The agent is gone; memory is given back step by step.
@@ -502,6 +512,7 @@ impl fmt::Display for Holding {
             Self::NoBalloon => f.write_str("the VM has no balloon device"),
             Self::NoDeflateOnOom => f.write_str("deflate-on-oom (libvirt: autodeflate='on') is off"),
             Self::Paused => f.write_str("the VM is paused"),
+            Self::Migrating => f.write_str("hands off: the VM migrates, or is saved"),
             Self::NoHypervisor => f.write_str("the hypervisor cannot be reached"),
             Self::Decaying => f.write_str("the agent is gone: memory is given back step by step"),
             Self::Returning(_) => f.write_str("left alone for a while: it was needed again soon after it was taken"),

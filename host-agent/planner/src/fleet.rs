@@ -183,6 +183,9 @@ pub struct Vm {
     /// What its network gives.
     #[serde(default)]
     pub service: Service,
+    /// It migrates, or is saved: nothing is ordered.
+    #[serde(default)]
+    pub migrating: bool,
     /// What it is to have and does not get.
     #[serde(default)]
     pub want: Option<Want>,
@@ -227,6 +230,7 @@ impl Vm {
             released: false,
             retry: Micros::ZERO,
             service: Service::default(),
+            migrating: false,
             want: None,
             hold: None,
             would: None,

@@ -77,6 +77,9 @@ pub fn may_take(vm: &Vm, at: Micros) -> Result<(), Holding> {
     if !vm.facts.running {
         return Err(Holding::Paused);
     }
+    if vm.migrating {
+        return Err(Holding::Migrating);
+    }
     if !deflates_on_oom(vm) && !vm.settings.allow_without_deflate_on_oom {
         return Err(Holding::NoDeflateOnOom);
     }
@@ -122,6 +125,9 @@ pub fn may_move(vm: &Vm) -> Result<(), Holding> {
     }
     if !vm.facts.running {
         return Err(Holding::Paused);
+    }
+    if vm.migrating {
+        return Err(Holding::Migrating);
     }
     if vm.actual.is_none() {
         return Err(Holding::NoHypervisor);

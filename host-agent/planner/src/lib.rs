@@ -169,6 +169,10 @@ impl Planner {
                 self.with(&vm, |v| v.runs(at, running));
                 vm
             }
+            Input::Migrating { vm, migrating } => {
+                self.with(&vm, |v| v.migrates(at, migrating));
+                vm
+            }
             Input::Rebooted { vm } => {
                 self.rebooted(at, &vm);
                 vm

@@ -2,9 +2,10 @@
 
 mod one;
 
-use ballast_planner::{Action, Facts, Holding, Input, Notice, Reason, Statistics, VmSettings};
+use ballast_planner::{Action, Facts, Holding, Input, LawName, LawSettings, Notice, Reason, Statistics, VmSettings};
 use ballast_protocol::{
-    Bytes, Counters, GuestMessage, Hello, Micros, Pressure, Reclaimed, Relief, Source, Telemetry, Watermarks,
+    Bytes, Counters, GuestMessage, Hello, Micros, Pressure, Reclaimed, Relief, Shortfall, Source, Telemetry, Verdict,
+    Watermarks,
 };
 use one::{MAX, One, facts, hello, notices, orders, vm};
 
@@ -325,4 +326,68 @@ fn a_new_boot_counts_from_zero_even_if_no_reset_was_seen() {
     let actions = one.says(GuestMessage::Telemetry(report));
     assert_eq!(notices(&actions), [], "neither a lie nor three kills");
     assert!(one.planner.vm(&vm()).expect("known").trust.is_trusted());
+}
+
+/// Whatever happens to a VM that migrates, nothing is ordered; and afterwards it goes on as if nothing had been.
+#[test]
+fn nothing_is_ordered_from_a_vm_that_migrates() {
+    let migrating = |migrating| Input::Migrating { vm: vm(), migrating };
+    let mut one = One::quiet();
+    let target = orders(&one.report())[0].0;
+    // In the middle of a taking, which is not called stalled however long it takes.
+    let mut seen = one.hand(migrating(true));
+    seen.extend(one.idle(60));
+    assert_eq!(one.holding(), Holding::Migrating);
+    assert_eq!(one.planner.vm(&vm()).unwrap().counts.stalled, 0);
+    seen.extend(one.balloon(target));
+    // Spare memory, a demand, a reset of its settings, a balloon that lets go, an agent that dies and comes back.
+    seen.extend(one.idle(10));
+    let answered = one.demand(Source::Slack, Bytes::mib(100));
+    assert!(matches!(answered[..], [Action::Answer { verdict: Verdict::Refused(Shortfall::Held), .. }]));
+    one.settings.exempt = true;
+    seen.extend(one.described());
+    one.settings.exempt = false;
+    seen.extend(one.described());
+    seen.extend(one.balloon(target + Bytes::mib(40)));
+    seen.extend(one.hand(Input::AgentLost { vm: vm(), why: "gone".to_owned() }));
+    seen.extend(one.wait(Micros::secs(20)));
+    seen.extend(one.hello());
+    seen.extend(one.idle(10));
+    seen.extend(one.hand(Input::Release { vm: vm() }));
+    assert_eq!(orders(&seen), []);
+
+    // Under another law too.
+    let mut ruled = One::quiet();
+    ruled.settings.fixed_size = Some(Bytes::mib(300));
+    ruled.described();
+    let told = |one: &mut One| {
+        let statistics = Statistics { free: Some(Bytes::mib(300)), ..Statistics::default() };
+        (0..60)
+            .flat_map(|_| {
+                let mut seen = one.wait(Micros::secs(1));
+                seen.extend(one.hand(Input::Statistics { vm: vm(), statistics }));
+                seen
+            })
+            .collect::<Vec<_>>()
+    };
+    let mut seen = ruled.hand(migrating(true));
+    seen.extend(ruled.hand(Input::Law { law: LawSettings::Fixed }));
+    seen.extend(told(&mut ruled));
+    assert_eq!(orders(&seen), []);
+    let mut after = ruled.hand(migrating(false));
+    after.extend(told(&mut ruled));
+    assert!(
+        matches!(orders(&after).first(), Some((size, Reason::Law { law: LawName::Fixed, .. })) if *size == Bytes::mib(300)),
+        "{after:?}"
+    );
+
+    // And what was asked for meanwhile is given as soon as it is over.
+    let mut one = One::quiet_at(Bytes::mib(256));
+    one.hand(migrating(true));
+    one.report.free = Bytes::mib(10);
+    let mut seen = one.idle(3);
+    seen.extend(one.demand(Source::Slack, Bytes::mib(100)));
+    assert_eq!(orders(&seen), []);
+    let after = one.hand(migrating(false));
+    assert!(matches!(&orders(&after)[..], [(size, Reason::Refill)] if *size > Bytes::mib(256)), "{after:?}");
 }

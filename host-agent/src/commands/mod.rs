@@ -6,7 +6,7 @@ pub mod when;
 
 use crate::CONFIG;
 use anyhow::{Context, Result};
-use ballast_host::config::Config;
+use ballast_host::config::{Config, ConfigError};
 use ballast_host::{control, doctor, replay, show};
 use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -35,9 +35,24 @@ impl Ask {
     fn socket(&self) -> Result<PathBuf> {
         match &self.socket {
             Some(socket) => Ok(socket.clone()),
-            None if self.config.exists() => Ok(Config::load(&self.config)?.daemon.control_socket),
+            None if self.config.exists() => Ok(self.configured()?),
             None => Ok(SOCKET.into()),
         }
+    }
+
+    /// The socket that the configuration names. A file that is being edited, and wrong for the moment, does not cut
+    /// anybody off from the daemon that runs by an older one.
+    fn configured(&self) -> Result<PathBuf, ConfigError> {
+        let error = match Config::load(&self.config) {
+            Ok(config) => return Ok(config.daemon.control_socket),
+            Err(error) => error,
+        };
+        let text = std::fs::read_to_string(&self.config).map_err(|_| error)?;
+        let named = text.lines().find_map(|line| {
+            let (key, value) = line.split_once('=')?;
+            (key.trim() == "control-socket").then(|| value.split('#').next().unwrap_or_default().trim())
+        });
+        Ok(named.map_or(SOCKET, |value| value.trim_matches(['"', '\''])).into())
     }
 }
 

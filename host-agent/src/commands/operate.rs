@@ -5,7 +5,7 @@ use super::{Ask, client, escaped, of_vm, print, when};
 use anyhow::Result;
 use axum::http::Method;
 use ballast_host::control::{
-    self, Done, DryRunRequest, HoldRequest, LawRequest, ReclaimRequest, Reclaimed, ReserveRequest,
+    self, Done, DryRunRequest, HoldRequest, LawRequest, ReclaimRequest, Reclaimed, Reloaded, ReserveRequest,
 };
 use ballast_host::show;
 use ballast_planner::LawName;
@@ -183,6 +183,13 @@ pub fn release(args: &Release) -> Result<ExitCode> {
 pub fn exempt(args: &Exempt) -> Result<ExitCode> {
     let method = if args.off { Method::DELETE } else { Method::PUT };
     tell(&args.ask, method, &of_vm(&args.vm, "/exempt"), NOTHING)
+}
+
+/// `reload`
+pub fn reload(ask: &Ask) -> Result<ExitCode> {
+    let reloaded: Reloaded = client()?.block_on(control::tell(&ask.socket()?, Method::POST, "/v1/reload", NOTHING))?;
+    print(ask.json, &reloaded, show::reloaded)?;
+    Ok(if reloaded.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// `reclaim`

@@ -1,6 +1,9 @@
 //! From the file's text to a configuration that can be used: defaults, and what no single field can know.
 
-use super::{Address, Config, ConfigError, Daemon, Journal, Libvirt, Source, Vm, law, metrics, probing, raw};
+use super::overrides::{self, Overrides};
+use super::{
+    Address, Config, ConfigError, Daemon, Examined, Journal, Libvirt, RefusedVm, Source, Vm, law, metrics, probing, raw,
+};
 use ballast_planner::{VmName, VmSettings};
 use ballast_protocol::{Bytes, DEFAULT_PORT};
 use std::collections::BTreeMap;
@@ -23,7 +26,12 @@ const LONGEST_SOCKET: usize = 107;
 /// Names end in logs, metrics and file names.
 const LONGEST_NAME: usize = 128;
 
-pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, ConfigError> {
+/// `tables`: each `[[vm]]`, or why it cannot even be read.
+pub(super) fn check(
+    source: &Source<'_>,
+    raw: raw::Root,
+    tables: Vec<Result<Spanned<raw::Vm>, RefusedVm>>,
+) -> Result<Examined, ConfigError> {
     let daemon = &raw.daemon;
     let port = match &daemon.port {
         Some(port) if matches!(*port.get_ref(), 0 | u32::MAX) => {
@@ -42,27 +50,32 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
     let libvirt = libvirt(source, raw.libvirt.as_ref())?;
     let metrics = metrics::check(source, &raw.metrics)?;
     let prober = probing::settings(source, &raw.prober)?;
-    let budget = raw.host.budget.as_ref().map(|b| b.get_ref().0);
-    if let Some(given) = raw.host.budget.as_ref().filter(|b| b.get_ref().0 < LEAST_BUDGET) {
-        let problem = format!("budget {} is too little; at least {LEAST_BUDGET}", given.get_ref().0);
-        return Err(source.error(given.span().start, problem));
-    }
+    let (budget, reserve) = pool(source, &raw.host)?;
     let (law, laws) = law::check(source, &raw.law)?;
-    let defaults = settings(source, &raw.defaults, VmSettings::default())?;
+    let (_, defaults) = settings(source, &raw.defaults, VmSettings::default())?;
 
     let mut taken = Taken { source, seen: BTreeMap::new() };
-    let mut vms = Vec::with_capacity(raw.vm.len());
-    for entry in &raw.vm {
-        vms.push(vm(source, entry, &defaults, port, libvirt.is_some(), &mut taken)?);
+    let (mut vms, mut refused) = (Vec::with_capacity(tables.len()), Vec::new());
+    for table in tables {
+        match table {
+            Err(unread) => refused.push(unread),
+            Ok(entry) => match vm(source, &entry, &defaults, port, libvirt.is_some(), &mut taken) {
+                Ok(vm) => vms.push(vm),
+                Err(error) => {
+                    let name = entry.get_ref().name.as_ref().map(|n| VmName(n.get_ref().clone()));
+                    refused.push(RefusedVm { name, error });
+                }
+            },
+        }
     }
-    if vms.is_empty() && libvirt.is_none() {
+    if vms.is_empty() && refused.is_empty() && libvirt.is_none() {
         return Err(source.error(
             0,
             "there is nothing to manage: add [libvirt], or a [[vm]] with `qmp`, the path of its QEMU monitor socket",
         ));
     }
     let needs_vsock = libvirt.is_some() || vms.iter().any(|v| matches!(v.agent, Some(Address::Cid(_))));
-    Ok(Config {
+    let config = Config {
         file: source.file.to_owned(),
         daemon: Daemon {
             state_dir,
@@ -71,17 +84,43 @@ pub(super) fn check(source: &Source<'_>, raw: raw::Root) -> Result<Config, Confi
             port,
             vsock: daemon.vsock.unwrap_or(needs_vsock),
             on_exit: daemon.on_exit,
+            dry_run: daemon.dry_run,
         },
         journal,
         libvirt,
         metrics,
         prober,
         budget,
+        reserve,
         law,
         laws,
         defaults,
         vms,
-    })
+    };
+    if refused.is_empty()
+        && let (Some(problem), Some(at)) = (config.overcommitted(), &raw.host.budget)
+    {
+        return Err(source.error(at.span().start, problem));
+    }
+    Ok(Examined { config, refused })
+}
+
+/// What the host counts as having, and what of it is never handed out.
+fn pool(source: &Source<'_>, raw: &raw::Host) -> Result<(Option<Bytes>, Option<Bytes>), ConfigError> {
+    let budget = raw.budget.as_ref().map(|b| b.get_ref().0);
+    if let Some(given) = raw.budget.as_ref().filter(|b| b.get_ref().0 < LEAST_BUDGET) {
+        let problem = format!("budget {} is too little; at least {LEAST_BUDGET}", given.get_ref().0);
+        return Err(source.error(given.span().start, problem));
+    }
+    let reserve = raw.reserve.as_ref().map(|r| r.get_ref().0);
+    if let (Some(budget), Some(given)) = (budget, &raw.reserve)
+        && given.get_ref().0 + LEAST_BUDGET > budget
+    {
+        let problem =
+            format!("reserve {} leaves less than {LEAST_BUDGET} of budget {budget}; lower reserve", given.get_ref().0);
+        return Err(source.error(given.span().start, problem));
+    }
+    Ok((budget, reserve))
 }
 
 fn journal(source: &Source<'_>, raw: &raw::Journal, state_dir: &Path) -> Result<Journal, ConfigError> {
@@ -165,49 +204,24 @@ fn vm(
     if let (Some(interface), Some(raw)) = (&interface, &raw.interface) {
         taken.claim("interface", interface, raw.span().start)?;
     }
-    let settings = settings(source, &raw.settings(), defaults.clone())?;
-    Ok(Vm { name: VmName(text.clone()), qmp, agent, service, interface, settings })
+    let (overrides, settings) = settings(source, &raw.settings(), defaults.clone())?;
+    Ok(Vm { name: VmName(text.clone()), qmp, agent, service, interface, overrides, settings })
 }
 
-fn settings(source: &Source<'_>, raw: &raw::Settings, mut into: VmSettings) -> Result<VmSettings, ConfigError> {
-    let fields = [
-        (&raw.min, &mut into.min),
-        (&raw.max, &mut into.max),
-        (&raw.headroom, &mut into.headroom),
-        (&raw.step, &mut into.step),
-    ];
-    for (given, field) in fields {
-        if let Some(given) = given {
-            *field = given.get_ref().0;
-        }
-    }
-    if let Some(given) = &raw.cool_down {
-        into.cool_down = given.get_ref().0;
-    }
-    if let Some(given) = &raw.returning {
-        into.returning = given.get_ref().0;
-    }
-    into.exempt = raw.exempt.unwrap_or(into.exempt);
-    into.allow_without_deflate_on_oom = raw.allow_without_deflate_on_oom.unwrap_or(into.allow_without_deflate_on_oom);
-    into.shares = raw.shares.unwrap_or(into.shares);
-    into.fixed_size = raw.fixed_size.as_ref().map(|s| s.get_ref().0).or(into.fixed_size);
-
-    if let Some(at) = raw.step.as_ref().filter(|_| into.step < Bytes::mib(1)) {
-        return Err(source.error(at.span().start, format!("step {} is too small; the balloon moves by MiB", into.step)));
-    }
-    if into.min > into.max
-        && let Some(at) = raw.min.as_ref().or(raw.max.as_ref())
+fn settings(
+    source: &Source<'_>,
+    raw: &raw::Settings,
+    mut into: VmSettings,
+) -> Result<(Overrides, VmSettings), ConfigError> {
+    let overrides = raw.overrides();
+    overrides.apply(&mut into);
+    // A conflict in which this table has no part was told where it began.
+    if let Some(conflict) = overrides::conflict(&into)
+        && let Some(at) = conflict.keys.iter().find_map(|key| raw.place(key))
     {
-        let problem = format!("min {} is above max {}; lower min or raise max", into.min, into.max);
-        return Err(source.error(at.span().start, problem));
+        return Err(source.error(at, conflict.problem));
     }
-    if let Some(size) = into.fixed_size.filter(|size| !(into.min..=into.max).contains(size))
-        && let Some(at) = raw.fixed_size.as_ref().or(raw.min.as_ref()).or(raw.max.as_ref())
-    {
-        let problem = format!("fixed-size {size} is not between min {} and max {}", into.min, into.max);
-        return Err(source.error(at.span().start, problem));
-    }
-    Ok(into)
+    Ok((overrides, into))
 }
 
 /// What may be there only once: two VMs behind one socket or CID would each be given what the other asked for.

@@ -1,10 +1,10 @@
 //! The file as it is written: every field optional, every value with its place.
 
-use super::{OnExit, law, metrics};
-use ballast_planner::Ratio;
+use super::{OnExit, Overrides, law, metrics};
+use ballast_planner::{Class, Ratio};
 use ballast_protocol::{Bytes, Micros};
 use serde::Deserialize;
-use serde::de::{Deserializer, Visitor};
+use serde::de::{Deserializer, IgnoredAny, Visitor};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -21,7 +21,9 @@ pub(super) struct Root {
     pub host: Host,
     pub law: law::Law,
     pub defaults: Settings,
-    pub vm: Vec<Spanned<Vm>>,
+    /// Known as a key; each table is read by itself, so that a mistake in one is no mistake in another.
+    #[serde(rename = "vm")]
+    _vm: IgnoredAny,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -33,6 +35,7 @@ pub(super) struct Daemon {
     pub port: Option<Spanned<u32>>,
     pub vsock: Option<bool>,
     pub on_exit: OnExit,
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -82,7 +85,24 @@ pub(super) struct Service {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Host {
     pub budget: Option<Spanned<Text<Bytes>>>,
+    pub reserve: Option<Spanned<Text<Bytes>>>,
 }
+
+/// The keys of [`Settings`], for suggestions.
+pub(super) const SETTINGS: &[&str] = &[
+    "min",
+    "max",
+    "headroom",
+    "step",
+    "cool-down",
+    "returning",
+    "exempt",
+    "allow-without-deflate-on-oom",
+    "shares",
+    "fixed-size",
+    "weight",
+    "class",
+];
 
 /// What `[defaults]` and `[[vm]]` share. TOML places are lost under `serde(flatten)`, so [`Vm`] repeats the fields.
 #[derive(Debug, Default, Deserialize)]
@@ -98,6 +118,43 @@ pub(super) struct Settings {
     pub allow_without_deflate_on_oom: Option<bool>,
     pub shares: Option<u32>,
     pub fixed_size: Option<Spanned<Text<Bytes>>>,
+    pub weight: Option<Spanned<u32>>,
+    pub class: Option<Class>,
+}
+
+impl Settings {
+    pub fn overrides(&self) -> Overrides {
+        fn value<T: Copy>(raw: &Option<Spanned<Text<T>>>) -> Option<T> {
+            raw.as_ref().map(|r| r.get_ref().0)
+        }
+        Overrides {
+            min: value(&self.min),
+            max: value(&self.max),
+            headroom: value(&self.headroom),
+            step: value(&self.step),
+            cool_down: value(&self.cool_down),
+            returning: value(&self.returning),
+            exempt: self.exempt,
+            allow_without_deflate_on_oom: self.allow_without_deflate_on_oom,
+            shares: self.shares,
+            fixed_size: value(&self.fixed_size),
+            weight: self.weight.as_ref().map(|w| *w.get_ref()),
+            class: self.class,
+        }
+    }
+
+    /// Where a key that can be in conflict with another is given, if it is.
+    pub fn place(&self, key: &str) -> Option<usize> {
+        let place = |raw: &Option<Spanned<Text<Bytes>>>| raw.as_ref().map(|r| r.span().start);
+        match key {
+            "min" => place(&self.min),
+            "max" => place(&self.max),
+            "step" => place(&self.step),
+            "fixed-size" => place(&self.fixed_size),
+            "weight" => self.weight.as_ref().map(|w| w.span().start),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -119,6 +176,8 @@ pub(super) struct Vm {
     allow_without_deflate_on_oom: Option<bool>,
     shares: Option<u32>,
     fixed_size: Option<Spanned<Text<Bytes>>>,
+    weight: Option<Spanned<u32>>,
+    class: Option<Class>,
 }
 
 impl Vm {
@@ -134,6 +193,8 @@ impl Vm {
             allow_without_deflate_on_oom: self.allow_without_deflate_on_oom,
             shares: self.shares,
             fixed_size: self.fixed_size.clone(),
+            weight: self.weight.clone(),
+            class: self.class,
         }
     }
 }
@@ -215,7 +276,11 @@ pub(super) fn with_suggestion(message: &str) -> String {
     };
     let (kind, _) = rest.split_once(' ').unwrap_or((rest, ""));
     let kind = if kind == "field" { "key" } else { "value" };
-    let known: Vec<&str> = quoted.collect();
+    suggestion(kind, unknown, &quoted.collect::<Vec<_>>())
+}
+
+/// What is said to a name that is none of those known.
+pub(super) fn suggestion(kind: &str, unknown: &str, known: &[&str]) -> String {
     let nearest = known.iter().map(|k| (distance(unknown, k), *k)).min();
     match nearest {
         Some((edits, key)) if edits <= 1 + unknown.len() / 3 => {

@@ -76,7 +76,7 @@ fn a_wrong_file_is_refused_with_place_vm_and_mend() {
         (
             "[[vm]]\nname = \"web\"\nqmp = \"/q\"\ncolour = \"red\"\n",
             "b.toml:4:1: VM `web`: unknown key `colour`; known are name, qmp, vsock, cid, service, interface, min, max, headroom, step, \
-             cool-down, returning, exempt, allow-without-deflate-on-oom, shares, fixed-size",
+             cool-down, returning, exempt, allow-without-deflate-on-oom, shares, fixed-size, weight, class",
         ),
         ("[demon]\n", "b.toml:1:2: unknown key `demon`; did you mean `daemon`?"),
         ("[libvirt]\n[daemon]\non-exit = \"keeep\"\n", "b.toml:3:11: unknown value `keeep`; did you mean `keep`?"),
@@ -275,4 +275,112 @@ fn a_file_that_is_not_there_is_named() {
         "/nowhere/b.toml: cannot be read: No such file or directory (os error 2); ballast-host.example.toml shows the \
          format"
     );
+}
+
+#[test]
+fn weight_class_reserve_and_dry_run_are_read_and_checked() {
+    use ballast_planner::Class;
+    let config = parse(
+        "[libvirt]\n[daemon]\ndry-run = true\n[host]\nreserve = \"2GiB\"\n[defaults]\nclass = \"low\"\n\
+         [[vm]]\nname = \"a\"\nweight = 10000\n[[vm]]\nname = \"b\"\nclass = \"high\"\nweight = 1\n",
+    )
+    .unwrap();
+    assert!(config.daemon.dry_run && !parse("[libvirt]").unwrap().daemon.dry_run);
+    assert_eq!((config.budget, config.reserve), (None, Some(Bytes::mib(2048))));
+    let read: Vec<_> = config.vms.iter().map(|v| (v.settings.weight, v.settings.class)).collect();
+    assert_eq!(read, [(10_000, Class::Low), (1, Class::High)]);
+    assert_eq!((config.defaults.weight, config.defaults.class), (100, Class::Low));
+
+    let vm = |line: &str| format!("[libvirt]\n[[vm]]\nname = \"a\"\n{line}\n");
+    let cases = [
+        (vm("weight = 0"), "b.toml:4:10: VM `a`: weight 0 cannot be used; a weight is 1 to 10000"),
+        (vm("weight = 10001"), "b.toml:4:10: VM `a`: weight 10001 cannot be used; a weight is 1 to 10000"),
+        (vm("wieght = 5"), "b.toml:4:1: VM `a`: unknown key `wieght`; did you mean `weight`?"),
+        (vm("class = \"hihg\""), "b.toml:4:9: VM `a`: unknown value `hihg`; did you mean `high`?"),
+        ("[libvirt]\n[host]\nreserv = \"1G\"\n".into(), "b.toml:3:1: unknown key `reserv`; did you mean `reserve`?"),
+        (
+            "[libvirt]\n[host]\nbudget = \"1GiB\"\nreserve = \"1GiB\"\n".into(),
+            "b.toml:4:11: reserve 1 GiB leaves less than 16 MiB of budget 1 GiB; lower reserve",
+        ),
+        ("[libvirt]\n[daemon]\ndryrun = true\n".into(), "b.toml:3:1: unknown key `dryrun`; did you mean `dry-run`?"),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(message(&text), expected);
+    }
+}
+
+#[test]
+fn minimums_that_the_budget_cannot_hold_are_refused_with_the_figures() {
+    let text = |budget: &str, more: &str| {
+        format!(
+            "[libvirt]\n[host]\nbudget = \"{budget}\"\n{more}[defaults]\nmin = \"1GiB\"\n[[vm]]\nname = \"a\"\n\
+             [[vm]]\nname = \"b\"\nmin = \"3GiB\"\n"
+        )
+    };
+    assert!(parse(&text("4GiB", "")).is_ok());
+    assert_eq!(
+        message(&text("3584MiB", "")),
+        "b.toml:3:10: the minimums of 2 VMs sum to 4 GiB, 512 MiB more than budget 3.5 GiB; lower a `min` or raise \
+         budget"
+    );
+    assert_eq!(
+        message(&text("4GiB", "reserve = \"256MiB\"\n")),
+        "b.toml:3:10: the minimums of 2 VMs sum to 4 GiB, 256 MiB more than budget 4 GiB less reserve 256 MiB; lower a \
+         `min` or raise budget"
+    );
+}
+
+#[test]
+fn a_bad_vm_is_refused_alone_and_by_name() {
+    let text = "[[vm]]\nname = \"a\"\nqmp = \"/a\"\n\n[[vm]]\nname = \"b\"\nqmp = \"/b\"\nmin = 7\n\n[[vm]]\n\
+                name = \"c\"\nqmp = \"/c\"\nmin = \"2G\"\nmax = \"1G\"\n\n[[vm]]\nname = \"d\"\nqmp = \"/a\"\n\n\
+                [[vm]]\nqmp = \"/e\"\n\n[[vm]]\nname = \"f\"\nqmp = \"/f\"\n";
+    let examined = Config::examine_text(Path::new("b.toml"), text).unwrap();
+    let good: Vec<_> = examined.config.vms.iter().map(|v| v.name.0.as_str()).collect();
+    assert_eq!(good, ["a", "f"]);
+    let said: Vec<_> = examined.refused.iter().map(|r| (r.name.clone(), r.error.to_string())).collect();
+    let named = |name: &str, text: &str| (Some(VmName::from(name)), text.to_owned());
+    assert_eq!(
+        said,
+        [
+            named(
+                "b",
+                "b.toml:8:7: VM `b`: invalid type: integer `7`, expected a memory size in quotes, for example \"256MiB\""
+            ),
+            named("c", "b.toml:13:7: VM `c`: min 2 GiB is above max 1 GiB; lower min or raise max"),
+            named("d", "b.toml:18:7: VM `d`: qmp `/a` is used already in line 3; each VM needs its own"),
+            (None, "b.toml:20:1: this [[vm]] has no `name`; add for example name = \"web\"".to_owned()),
+        ]
+    );
+    // At the start there is no old VM to go on with: the first mistake ends it.
+    assert_eq!(parse(text).unwrap_err().to_string(), said[0].1);
+    // What is wrong outside of [[vm]] is wrong for all.
+    for wrong in ["[daemon]\nport = 0\n", "[demon]\n", "[host\n", "[defaults]\nmin = \"2G\"\nmax = \"1G\"\n"] {
+        assert!(Config::examine_text(Path::new("b.toml"), &format!("{wrong}{text}")).is_err(), "{wrong}");
+    }
+    assert!(Config::examine_text(Path::new("b.toml"), "vm = 3\n").is_err());
+}
+
+#[test]
+fn the_file_wins_over_metadata_and_metadata_over_defaults() {
+    let config = parse(
+        "[libvirt]\n[defaults]\nmin = \"100MiB\"\nheadroom = \"10MiB\"\nweight = 5\n\
+         [[vm]]\nname = \"a\"\nmin = \"300MiB\"\nmax = \"1GiB\"\n",
+    )
+    .unwrap();
+    let said = |all: &[(&str, &str)]| {
+        let all: Vec<_> = all.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Overrides::from_elements(&all).unwrap()
+    };
+    let metadata = said(&[("min", "200MiB"), ("headroom", "20MiB")]);
+    let named = config.settings_with(&"a".into(), &metadata).unwrap();
+    assert_eq!((named.min, named.headroom, named.weight), (Bytes::mib(300), Bytes::mib(20), 5));
+    let unnamed = config.settings_with(&"other".into(), &metadata).unwrap();
+    assert_eq!((unnamed.min, unnamed.headroom, unnamed.max), (Bytes::mib(200), Bytes::mib(20), Bytes::MAX));
+    assert_eq!(&config.settings_with(&"a".into(), &Overrides::default()).unwrap(), config.settings(&"a".into()));
+
+    // Each right by itself.
+    let error = config.settings_with(&"a".into(), &said(&[("fixed-size", "2GiB")])).unwrap_err();
+    assert_eq!(error, "fixed-size 2 GiB is not between min 300 MiB and max 1 GiB");
+    assert!(config.settings_with(&"a".into(), &said(&[("weight", "0")])).is_err());
 }

@@ -8,6 +8,8 @@
 //! compares that description with the routes and types. Who may connect is a matter of the socket's mode (0660) and
 //! group (`[daemon] control-group`): whoever may write to it may do everything.
 
+pub use crate::daemon::Reloaded;
+
 mod client;
 mod near;
 mod openapi;

@@ -165,6 +165,7 @@ pub(super) fn routes() -> Vec<(Method, &'static str, MethodRouter<Events>)> {
         (Method::DELETE, "/v1/reservations/{name}", delete(unreserve)),
         (Method::PUT, "/v1/law", put(law)),
         (Method::PUT, "/v1/dry-run", put(dry_run)),
+        (Method::POST, "/v1/reload", post(reload)),
         (Method::GET, "/v1/openapi.json", get(openapi)),
     ]
 }
@@ -222,9 +223,13 @@ impl IntoResponse for Refused {
 
 /// Asks the daemon's task.
 async fn ask<T>(events: &Events, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, Response> {
+    tell(events, |reply| Event::Query(query(reply))).await
+}
+
+async fn tell<T>(events: &Events, event: impl FnOnce(oneshot::Sender<T>) -> Event) -> Result<T, Response> {
     let (reply, answer) = oneshot::channel();
     let exchange = async {
-        events.send(Event::Query(query(reply))).await.ok()?;
+        events.send(event(reply)).await.ok()?;
         answer.await.ok()
     };
     let text = match timeout(ANSWER, exchange).await {
@@ -351,6 +356,10 @@ async fn law(State(events): State<Events>, Extension(who): Extension<Operator>, 
 async fn dry_run(State(events): State<Events>, Extension(who): Extension<Operator>, body: Body) -> Answer {
     let request: DryRunRequest = read(body).await?;
     change(&events, who, Change::DryRun(request)).await
+}
+
+async fn reload(State(events): State<Events>) -> Answer {
+    tell(&events, Event::Reload).await.map(|reloaded| Json(reloaded).into_response())
 }
 
 async fn openapi() -> Response {

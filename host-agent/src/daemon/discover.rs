@@ -2,12 +2,13 @@
 //! changed. An answer is compared with what is known, so that the planner hears of changes only.
 
 use super::{Daemon, Event, manage};
-use crate::config::{Address, Config};
+use crate::config::{Address, Config, Overrides};
 use crate::control;
-use crate::hypervisor::Qmp;
-use crate::hypervisor::{self, Hypervisor, State, VmFacts};
-use ballast_planner::{Facts, Input, VmName};
+use crate::hypervisor::{self, Events, Hypervisor, METADATA, Qmp, State, VmFacts};
+use ballast_planner::{Facts, Input, VmName, VmSettings};
 use ballast_protocol::GuestMessage;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::Duration;
@@ -18,10 +19,14 @@ pub(super) const EVERY: Duration = Duration::from_secs(5);
 /// A hypervisor, and whether it answered last time.
 pub struct Backend {
     name: String,
+    /// The one VM it is of, when it is a QEMU.
+    vm: Option<VmName>,
     hypervisor: Arc<dyn Hypervisor>,
     /// What went wrong the last time; `None`: it answered.
     error: Option<String>,
     asked: bool,
+    /// Something happened while it was being asked: its answer may be of before.
+    again: bool,
 }
 
 impl std::fmt::Debug for Backend {
@@ -31,8 +36,14 @@ impl std::fmt::Debug for Backend {
 }
 
 impl Backend {
-    fn new(name: String, hypervisor: Arc<dyn Hypervisor>) -> Self {
-        Self { name, hypervisor, error: None, asked: false }
+    fn new(name: String, vm: Option<VmName>, hypervisor: Arc<dyn Hypervisor>) -> Self {
+        Self { name, vm, hypervisor, error: None, asked: false, again: false }
+    }
+
+    /// A QEMU with a monitor of its own.
+    pub(super) fn qmp(vm: &VmName, path: &Path, events: Events) -> Self {
+        let name = format!("QMP {} ({vm})", path.display());
+        Self::new(name, Some(vm.clone()), Arc::new(Qmp::new(vm.clone(), path.to_owned(), events)))
     }
 
     pub(super) fn hypervisor(&self) -> Arc<dyn Hypervisor> {
@@ -44,64 +55,161 @@ impl Backend {
     }
 }
 
-/// The hypervisors that the configuration names. One that is away is waited for.
-///
-/// # Errors
-/// libvirt's client library cannot be used at all.
-pub fn backends(config: &Config, events: &mpsc::Sender<Event>) -> Result<Vec<Backend>, hypervisor::Error> {
-    let (sender, mut receiver) = mpsc::unbounded_channel();
-    let events = events.clone();
-    tokio::spawn(async move {
-        while let Some(event) = receiver.recv().await {
-            if events.send(Event::Hypervisor(event)).await.is_err() {
-                return;
+/// All hypervisors, each by a number that none of them gets a second time.
+#[derive(Debug)]
+pub struct Backends {
+    all: BTreeMap<usize, Backend>,
+    next: usize,
+    events: Events,
+    /// The first look after the start, until it is complete.
+    first: Option<FirstLook>,
+}
+
+/// What a daemon that starts has been told so far. It hands the planner all VMs at once: one that is not known yet has
+/// memory all the same, and the first to be found would be given what the others keep (promise P2).
+#[derive(Debug)]
+struct FirstLook {
+    missing: BTreeSet<usize>,
+    answers: Vec<(usize, Found)>,
+}
+
+type Found = Result<Vec<VmFacts>, String>;
+
+impl Backends {
+    /// The hypervisors that the configuration names. One that is away is waited for.
+    ///
+    /// # Errors
+    /// libvirt's client library cannot be used at all.
+    pub fn new(config: &Config, events: &mpsc::Sender<Event>) -> Result<Self, hypervisor::Error> {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let events = events.clone();
+        tokio::spawn(async move {
+            while let Some(event) = receiver.recv().await {
+                if events.send(Event::Hypervisor(event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let mut this = Self { all: BTreeMap::new(), next: 0, events: sender, first: None };
+        for vm in &config.vms {
+            if let Some(path) = &vm.qmp {
+                this.add_qmp(&vm.name, path);
             }
         }
-    });
-    let mut all = Vec::new();
-    for vm in &config.vms {
-        if let Some(path) = &vm.qmp {
-            let name = format!("QMP {} ({})", path.display(), vm.name);
-            all.push(Backend::new(name, Arc::new(Qmp::new(vm.name.clone(), path.clone(), sender.clone()))));
+        #[cfg(feature = "libvirt")]
+        if let Some(libvirt) = &config.libvirt {
+            let connection = hypervisor::Libvirt::new(&libvirt.uri, this.events.clone())?;
+            this.add(Backend::new(format!("libvirt {}", libvirt.uri), None, Arc::new(connection)));
         }
+        this.first = Some(FirstLook { missing: this.all.keys().copied().collect(), answers: Vec::new() });
+        Ok(this)
     }
-    #[cfg(feature = "libvirt")]
-    if let Some(libvirt) = &config.libvirt {
-        let connection = hypervisor::Libvirt::new(&libvirt.uri, sender)?;
-        all.push(Backend::new(format!("libvirt {}", libvirt.uri), Arc::new(connection)));
+
+    fn add(&mut self, backend: Backend) {
+        self.all.insert(self.next, backend);
+        self.next += 1;
     }
-    Ok(all)
+
+    /// One more QEMU.
+    pub(super) fn add_qmp(&mut self, vm: &VmName, path: &Path) {
+        self.add(Backend::qmp(vm, path, self.events.clone()));
+    }
+
+    /// Takes one out that is not to be asked any more.
+    pub(super) fn remove(&mut self, number: usize) -> Option<Backend> {
+        self.all.remove(&number)
+    }
+
+    /// The one that is a QEMU of this VM.
+    pub(super) fn qmp_of(&self, vm: &VmName) -> Option<usize> {
+        self.all.iter().find(|(_, b)| b.vm.as_ref() == Some(vm)).map(|(number, _)| *number)
+    }
+
+    pub(super) fn get(&self, number: usize) -> Option<&Backend> {
+        self.all.get(&number)
+    }
+
+    pub(super) fn status(&self) -> Vec<control::HypervisorStatus> {
+        self.all.values().map(Backend::status).collect()
+    }
 }
 
 impl Daemon {
     /// Asks every hypervisor that is not being asked already.
     pub(super) fn rediscover(&mut self) {
-        for (number, backend) in self.backends.iter_mut().enumerate() {
-            if std::mem::replace(&mut backend.asked, true) {
-                continue;
-            }
-            let (hypervisor, events) = (backend.hypervisor(), self.events.clone());
-            tokio::spawn(async move {
-                let asked = tokio::task::spawn_blocking(move || hypervisor.vms()).await;
-                let vms = match asked {
-                    Ok(answer) => answer.map_err(|e| crate::chain(&e)),
-                    Err(panic) => Err(format!("the hypervisor's client panicked: {panic}")),
-                };
-                let _ = events.send(Event::Discovered { backend: number, vms }).await;
-            });
+        for number in self.backends.all.keys().copied().collect::<Vec<_>>() {
+            self.ask(number);
         }
     }
 
-    pub(super) fn discovered(&mut self, number: usize, vms: Result<Vec<VmFacts>, String>) {
-        let backend = &mut self.backends[number];
+    /// The same, because something happened: who is being asked already is asked again.
+    pub(super) fn rediscover_changed(&mut self) {
+        for backend in self.backends.all.values_mut() {
+            backend.again = backend.asked;
+        }
+        self.rediscover();
+    }
+
+    fn ask(&mut self, number: usize) {
+        let Some(backend) = self.backends.all.get_mut(&number) else { return };
+        if std::mem::replace(&mut backend.asked, true) {
+            return;
+        }
+        let (hypervisor, events) = (backend.hypervisor(), self.events.clone());
+        tokio::spawn(async move {
+            let asked = tokio::task::spawn_blocking(move || hypervisor.vms()).await;
+            let vms = match asked {
+                Ok(answer) => answer.map_err(|e| crate::chain(&e)),
+                Err(panic) => Err(format!("the hypervisor's client panicked: {panic}")),
+            };
+            let _ = events.send(Event::Discovered { backend: number, vms }).await;
+        });
+    }
+
+    /// The regular look. Who has not answered by then is not waited for any longer.
+    pub(super) fn look_regularly(&mut self) {
+        self.end_first_look();
+        self.rediscover();
+    }
+
+    fn end_first_look(&mut self) {
+        let Some(first) = self.backends.first.take() else { return };
+        for (number, vms) in first.answers {
+            self.answered(number, vms);
+        }
+        // What happened since they answered.
+        self.rediscover_changed();
+    }
+
+    pub(super) fn discovered(&mut self, number: usize, vms: Found) {
+        if let Some(first) = &mut self.backends.first {
+            first.missing.remove(&number);
+            first.answers.push((number, vms));
+            if first.missing.is_empty() {
+                self.end_first_look();
+            }
+            return;
+        }
+        let again = self.answered(number, vms);
+        if again {
+            self.ask(number);
+        }
+    }
+
+    /// Takes a hypervisor's answer; whether it should be asked again.
+    fn answered(&mut self, number: usize, vms: Found) -> bool {
+        // One that a reload took out has nothing more to say.
+        let Some(backend) = self.backends.all.get_mut(&number) else { return false };
         backend.asked = false;
+        let again = std::mem::take(&mut backend.again);
         let found = match vms {
             Err(error) => {
                 if backend.error.is_none() {
                     tracing::warn!(hypervisor = backend.name, %error, "no answer; it will be asked again");
                 }
                 backend.error = Some(error);
-                return;
+                // Who cannot answer is not asked the harder for it.
+                return false;
             }
             Ok(found) => found,
         };
@@ -118,6 +226,7 @@ impl Daemon {
         for vm in gone {
             self.forget(&vm);
         }
+        again
     }
 
     fn found(&mut self, backend: usize, name: VmName, facts: VmFacts) {
@@ -130,9 +239,20 @@ impl Daemon {
             return;
         }
         let is_new = known.is_none();
+        if is_new && facts.migrating {
+            // It arrives from another host, or is being started: it is found when that is done.
+            return;
+        }
+        let migrated = known.is_some_and(|k| k.facts.migrating);
         if known.is_some_and(|k| same(&k.facts, &facts)) && reachable {
             return;
         }
+        let migrates = facts.migrating;
+        if migrates && !migrated {
+            self.input(Input::Migrating { vm: name.clone(), migrating: true });
+        }
+        self.judge_metadata(&name, &facts);
+        let settings = self.settings_for(&name, &facts);
         let input = Input::Vm {
             vm: name.clone(),
             facts: Facts {
@@ -142,18 +262,21 @@ impl Daemon {
                 balloon: facts.has_balloon,
                 deflate_on_oom: facts.deflate_on_oom,
             },
-            settings: self.settings_for(&name, &facts),
+            settings,
         };
         if let Some(known) = self.vms.get_mut(&name) {
             known.facts = facts;
         } else {
             tracing::info!(vm = %name, max = %facts.max, actual = %facts.actual, "VM found");
-            let managed = manage(self, backend, facts);
+            let Some(managed) = manage(self, backend, facts) else { return };
             self.vms.insert(name.clone(), managed);
         }
         self.input(input);
         if is_new {
             self.resume_operated_for(&name);
+        }
+        if migrated && !migrates {
+            self.input(Input::Migrating { vm: name.clone(), migrating: false });
         }
         if is_new && let Some(session) = self.sessions.get(&name) {
             // Its agent was faster than its hypervisor.
@@ -163,8 +286,9 @@ impl Daemon {
         }
     }
 
-    pub(super) fn settings_for(&self, name: &VmName, facts: &VmFacts) -> ballast_planner::VmSettings {
-        let mut settings = self.config.settings(name).clone();
+    /// How a VM is to be treated: by this file, its domain's metadata and its domain's guarantee.
+    pub(super) fn settings_for(&self, name: &VmName, facts: &VmFacts) -> VmSettings {
+        let mut settings = self.by_metadata(name, facts).unwrap_or_else(|_| self.config.settings(name).clone());
         if let Some(guarantee) = facts.min_guarantee {
             settings.min = settings.min.max(guarantee);
         }
@@ -172,7 +296,24 @@ impl Daemon {
         settings
     }
 
-    fn forget(&mut self, vm: &VmName) {
+    fn by_metadata(&self, name: &VmName, facts: &VmFacts) -> Result<VmSettings, String> {
+        let said = facts.metadata.clone().and_then(|all| Overrides::from_elements(&all))?;
+        self.config.settings_with(name, &said)
+    }
+
+    /// Says so when a domain's metadata cannot be used.
+    pub(super) fn judge_metadata(&mut self, name: &VmName, facts: &VmFacts) {
+        let Err(problem) = self.by_metadata(name, facts) else { return };
+        let problem = format!(
+            "the <metadata> of its domain is not used: {problem}; correct it with `virsh metadata {name} {METADATA} \
+             --edit`; until then the settings of the configuration hold"
+        );
+        tracing::warn!(vm = %name, "{problem}");
+        let at = self.clock.now();
+        self.remember(name, at, problem);
+    }
+
+    pub(super) fn forget(&mut self, vm: &VmName) {
         tracing::info!(%vm, "VM gone");
         if let Some(managed) = self.vms.remove(vm) {
             let _ = managed.commands.send(crate::actuator::Command::Finish);
@@ -190,7 +331,21 @@ impl Daemon {
         let vm = event.vm;
         match event.what {
             What::Paused => self.input(Input::Running { vm, running: false }),
-            What::Resumed => self.input(Input::Running { vm, running: true }),
+            What::Resumed => {
+                if !self.vms.contains_key(&vm) {
+                    // It has arrived.
+                    self.rediscover_changed();
+                }
+                self.input(Input::Running { vm, running: true });
+            }
+            What::Migrates => {
+                if let Some(known) = self.vms.get_mut(&vm)
+                    && !std::mem::replace(&mut known.facts.migrating, true)
+                {
+                    self.input(Input::Migrating { vm, migrating: true });
+                }
+                self.rediscover_changed();
+            }
             What::Reset => {
                 // The agent went with the old kernel; its connection may linger in the vsock device.
                 self.sessions.remove(&vm);
@@ -199,8 +354,8 @@ impl Daemon {
             }
             // Balloon sizes come from the actuators: this event is sent once a second at most, and late.
             What::BalloonMoved(_) => {}
-            What::Started | What::Stopped | What::ConnectionLost(_) | What::ConnectionBack => {
-                self.rediscover();
+            What::Started | What::Stopped | What::Changed | What::ConnectionLost(_) | What::ConnectionBack => {
+                self.rediscover_changed();
             }
         }
     }

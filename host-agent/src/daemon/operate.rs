@@ -11,12 +11,11 @@ mod keep;
 mod said;
 
 use super::Daemon;
-use crate::actuator::{Command, Polling};
 use crate::control::{
     Change, Done, HoldRequest, LONGEST_REASON, Operator, ReclaimRequest, Reclaimed, Refused, ReserveRequest, unknown_vm,
 };
 use crate::show::seconds;
-use ballast_planner::{Facts, Hold, Input, LawName, Reservation, Vm, VmName};
+use ballast_planner::{Hold, Input, LawName, Reservation, Vm, VmName};
 use ballast_protocol::{Bytes, Micros};
 pub(super) use keep::Operated;
 use said::Said;
@@ -78,9 +77,6 @@ impl Daemon {
         for reservation in reservations.values().cloned().collect::<Vec<_>>() {
             self.input(Input::Reserve(reservation));
         }
-        if self.is_dry_run() {
-            self.tell_mode();
-        }
     }
 
     /// A VM was found: whatever was said of it counts again, and what was reserved for it is its own now.
@@ -97,7 +93,7 @@ impl Daemon {
 
     /// Whether nothing is ordered: by hand, else by configuration.
     pub(super) fn is_dry_run(&self) -> bool {
-        self.operated.said.dry_run.unwrap_or_default()
+        self.operated.said.dry_run.unwrap_or(self.config.daemon.dry_run)
     }
 
     /// Tells the planner whether it acts.
@@ -238,17 +234,18 @@ impl Daemon {
         Ok(done(format!("`{vm}` is released by {who}")))
     }
 
-    /// Whether the configuration says hands off.
-    fn is_exempt_by_configuration(&self, vm: &VmName) -> bool {
-        self.config.settings(vm).exempt
+    /// Where it says hands off, when it is not by hand.
+    fn exempt_by(&self, vm: &VmName) -> Option<String> {
+        if self.config.settings(vm).exempt {
+            return Some(self.config.file.display().to_string());
+        }
+        let by_metadata = !self.operated.is_exempt(vm) && self.planner.vm(vm).is_some_and(|v| v.settings.exempt);
+        by_metadata.then(|| "the <metadata> of its domain".to_owned())
     }
 
     fn how_to_unexempt(&self, vm: &VmName) -> String {
-        if self.is_exempt_by_configuration(vm) {
-            format!("take `exempt = true` out of {}", self.config.file.display())
-        } else {
-            format!("`ballast-host exempt {vm} --off`")
-        }
+        self.exempt_by(vm)
+            .map_or_else(|| format!("`ballast-host exempt {vm} --off`"), |file| format!("take `exempt` out of {file}"))
     }
 
     fn exempt(&mut self, now: Micros, who: &Operator, vm: &VmName) -> Answer {
@@ -257,18 +254,18 @@ impl Daemon {
             let text = format!("`{vm}` is held at {} by {} ({}): release it first", hold.size, hold.by, hold.reason);
             return Err(Refused::conflict(text));
         }
-        if self.is_exempt_by_configuration(vm) {
-            return Ok(done(format!("`{vm}` is exempt by {} already", self.config.file.display())));
+        if let Some(file) = self.exempt_by(vm) {
+            return Ok(done(format!("`{vm}` is exempt by {file} already")));
         }
         self.operated.said.exempt.insert(vm.clone(), who.name.clone());
-        self.resettle(vm);
+        self.settle(vm);
         self.remember(vm, now, format!("exempt: hands off, by {who}"));
         Ok(done(format!("`{vm}` is exempt: it gets all its memory and keeps it")))
     }
 
     fn unexempt(&mut self, now: Micros, who: &Operator, vm: &VmName) -> Answer {
         if self.operated.said.exempt.remove(vm).is_some() {
-            self.resettle(vm);
+            self.settle(vm);
             self.remember(vm, now, format!("exempt: no longer, by {who}"));
             return Ok(done(format!("`{vm}` is no longer exempt")));
         }
@@ -278,15 +275,6 @@ impl Daemon {
         } else {
             format!("`{vm}` is not exempt")
         }))
-    }
-
-    /// Tells the planner a VM's settings anew.
-    pub(super) fn resettle(&mut self, vm: &VmName) {
-        let (Some(managed), Some(known)) = (self.vms.get(vm), self.planner.vm(vm)) else { return };
-        let actual = known.actual.map_or(known.facts.actual, |a| a.what);
-        let facts = Facts { actual, ..known.facts.clone() };
-        let settings = self.settings_for(vm, &managed.facts);
-        self.input(Input::Vm { vm: vm.clone(), facts, settings });
     }
 
     fn reserve(&mut self, now: Micros, name: VmName, request: &ReserveRequest) -> Answer {
@@ -347,10 +335,7 @@ impl Daemon {
     }
 
     fn choose_law(&mut self, law: LawName) -> Done {
-        self.input(Input::Law { law: self.config.laws.of(law) });
-        for managed in self.vms.values() {
-            let _ = managed.commands.send(Command::Poll(Polling::under(law)));
-        }
+        self.rule(self.config.laws.of(law));
         let mut done = done(format!("the law is `{law}`"));
         let configured = self.config.law.name();
         if configured != law {

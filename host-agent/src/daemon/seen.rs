@@ -1,6 +1,6 @@
 //! What the daemon shows of itself: see [`crate::metrics`].
 
-use super::{Backend, Daemon};
+use super::Daemon;
 use crate::metrics::{Depth, Seen, Snapshot};
 use ballast_planner::{Action, Input, VmName, VmStatus};
 use ballast_protocol::{GuestMessage, Micros};
@@ -21,7 +21,7 @@ impl Daemon {
             law: self.planner.law(),
             dry_run: self.is_dry_run(),
             host: self.planner.host_status(at),
-            hypervisors: self.backends.iter().map(Backend::status).collect(),
+            hypervisors: self.backends.status(),
             waiting: self.config.vms.iter().filter(|v| self.planner.vm(&v.name).is_none()).count(),
             queue: self.inbox.len(),
             vms: vms.collect(),

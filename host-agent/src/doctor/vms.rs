@@ -1,8 +1,8 @@
 //! The VMs, by what their hypervisors say.
 
 use super::Check;
-use crate::config::{Address, Config};
-use crate::hypervisor::{self, BalloonStatistics, Hypervisor, VmFacts};
+use crate::config::{Address, Config, Overrides};
+use crate::hypervisor::{self, BalloonStatistics, Hypervisor, METADATA, VmFacts};
 use ballast_planner::VmName;
 use ballast_protocol::Bytes;
 use std::os::unix::fs::FileTypeExt;
@@ -120,6 +120,15 @@ fn vm_checks(config: &Config, facts: &VmFacts, statistics: Statistics) -> Vec<Ch
             "libvirt: <memballoon model='virtio' autodeflate='on'/>; QEMU: -device virtio-balloon-pci,deflate-on-oom=on",
         ));
     }
+    let said = facts.metadata.clone().and_then(|all| Overrides::from_elements(&all));
+    let settings = match said.and_then(|said| config.settings_with(vm, &said)) {
+        Ok(settings) => settings,
+        Err(problem) => {
+            let mend = format!("`virsh metadata {vm} {METADATA} --edit`; packaging/domain.xml shows what can be said");
+            all.push(Check::warn(title(vm, "metadata"), format!("not used: {problem}"), mend));
+            settings.clone()
+        }
+    };
     let least = settings.min.max(facts.min_guarantee.unwrap_or(Bytes::ZERO));
     if facts.max != Bytes::ZERO && least > facts.max {
         all.push(Check::fail(
@@ -243,6 +252,8 @@ mod tests {
             free_page_reporting: Some(true),
             cid: Some(42),
             min_guarantee: None,
+            migrating: false,
+            metadata: Ok(Vec::new()),
         }
     }
 
@@ -284,6 +295,10 @@ mod tests {
         assert_eq!(state_of(&least, &facts(), "minimum"), Some(State::Fail));
         let guaranteed = VmFacts { min_guarantee: Some(Bytes::mib(1024)), ..facts() };
         assert_eq!(state_of(&libvirt, &guaranteed, "minimum"), Some(State::Fail));
+        let said = |min: &str| VmFacts { metadata: Ok(vec![("min".to_owned(), min.to_owned())]), ..facts() };
+        assert_eq!(state_of(&libvirt, &said("1GiB"), "minimum"), Some(State::Fail));
+        assert_eq!(state_of(&libvirt, &said("1 acre"), "metadata"), Some(State::Warn));
+        assert_eq!(state_of(&libvirt, &said("100MiB"), "metadata"), None);
         let silent = vm_checks(&libvirt, &facts(), Some(Ok(BalloonStatistics::default())));
         assert!(silent.iter().any(|c| c.name.ends_with("statistics") && c.state == State::Warn));
     }

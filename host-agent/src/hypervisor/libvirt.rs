@@ -15,6 +15,7 @@
 
 mod domain_xml;
 mod events_ffi;
+mod job_ffi;
 mod session;
 
 use super::{BalloonStatistics, DEADLINE, Error, Event, Events, Hypervisor, State, VmFacts, What};
@@ -60,6 +61,8 @@ enum Occurrence {
     Paused,
     Resumed,
     Reset,
+    Migrates,
+    Changed,
     /// KiB.
     BalloonMoved(u64),
 }
@@ -284,6 +287,8 @@ impl Worker {
             Occurrence::Paused => What::Paused,
             Occurrence::Resumed => What::Resumed,
             Occurrence::Reset => What::Reset,
+            Occurrence::Migrates => What::Migrates,
+            Occurrence::Changed => What::Changed,
             Occurrence::BalloonMoved(kib) => What::BalloonMoved(KiB(kib).into()),
         };
         self.tell(vm, what);

@@ -10,6 +10,7 @@
 //! hang. Every call ends within [`DEADLINE`] whatever the other side does, both reconnect by themselves for ever, and
 //! a call while there is no connection fails at once.
 
+mod age;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 mod qmp;
@@ -31,6 +32,10 @@ pub const DEADLINE: Duration = Duration::from_secs(2);
 /// Where events go. Unbounded, because a reader thread that waited for a slow daemon could not deliver the answers
 /// that the daemon waits for; QEMU sends balloon events once a second at most, and all others are rare.
 pub type Events = UnboundedSender<Event>;
+
+/// The namespace of what a libvirt domain's `<metadata>` says to us. The number grows when the meaning of an element
+/// changes.
+pub const METADATA: &str = "https://ballast.dev/domain/1";
 
 /// Something that holds balloons.
 pub trait Hypervisor: Send + Sync + fmt::Debug {
@@ -90,6 +95,11 @@ pub struct VmFacts {
     pub cid: Option<u32>,
     /// libvirt's `<min_guarantee>`.
     pub min_guarantee: Option<Bytes>,
+    /// It migrates, or libvirt saves, dumps or snapshots it: nothing may be ordered meanwhile.
+    pub migrating: bool,
+    /// What its `<metadata>` says in our namespace: names of elements without their prefix, and their texts; or why that
+    /// cannot be read.
+    pub metadata: Result<Vec<(String, String)>, String>,
 }
 
 /// What a VM does.
@@ -150,6 +160,10 @@ pub enum What {
     /// It was reset: its balloon is empty and its agent is gone. QEMU goes on reporting what the old kernel's balloon
     /// held until the new kernel's driver moves it for the first time; if it is never told to move, for ever.
     Reset,
+    /// It begins to migrate.
+    Migrates,
+    /// Something about it is not as it was: its memory, its devices, its metadata, or the end of a migration.
+    Changed,
     /// The guest keeps this much now. Once a second at most; while it matters, ask.
     BalloonMoved(Bytes),
     /// Whoever manages it cannot be reached; the VM itself may well live.

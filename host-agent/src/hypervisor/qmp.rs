@@ -14,6 +14,7 @@
 
 mod link;
 
+use super::age::Age;
 use super::{BalloonStatistics, Error, Events, Hypervisor, State, VmFacts};
 use ballast_planner::VmName;
 use ballast_protocol::{Bytes, Micros};
@@ -21,7 +22,7 @@ use link::Link;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Instant, SystemTime};
 
 /// How often the guest's driver is to report, when nobody has set it: as often as anything without an agent is judged.
 const STATISTICS_PERIOD: u64 = 1;
@@ -43,6 +44,9 @@ struct Known {
     connection: u64,
     /// The balloon device whose statistics are on.
     reporting: Option<String>,
+    /// The connection on which QEMU was asked to tell of migrations.
+    tells_migration: u64,
+    age: Age,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +74,7 @@ impl Hypervisor for Qmp {
         let plugged = Bytes(memory.get("plugged-memory").and_then(Value::as_u64).unwrap_or(0));
         let uuid = self.call("query-uuid", None)?;
         let uuid = uuid.get("UUID").and_then(Value::as_str).map(str::to_ascii_lowercase);
+        let migrating = self.migrating()? || status.get("status").and_then(Value::as_str) == Some("inmigrate");
         let devices = self.devices()?;
         let max = base + plugged;
         let (mut actual, mut deflate_on_oom, mut free_page_reporting) = (max, None, None);
@@ -94,6 +99,8 @@ impl Hypervisor for Qmp {
             free_page_reporting,
             cid,
             min_guarantee: None,
+            migrating,
+            metadata: Ok(Vec::new()),
         })
     }
 
@@ -111,7 +118,8 @@ impl Hypervisor for Qmp {
         self.check(vm)?;
         let path = self.reporting_balloon()?;
         let reply = self.property(&path, "guest-stats")?;
-        Ok(read_statistics(&reply, SystemTime::now()))
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(read_statistics(&reply, |stamp| known.age.of(stamp, SystemTime::now(), Instant::now())))
     }
 }
 
@@ -153,6 +161,29 @@ impl Qmp {
     fn actual(&self) -> Result<Bytes, Error> {
         let reply = self.call("query-balloon", None)?;
         self.number("query-balloon", &reply, "actual").map(Bytes)
+    }
+
+    /// Whether it is being migrated away (QEMU, qapi/migration.json). Asked once a connection, QEMU also tells when that
+    /// begins and ends; asking changes nothing else about a migration.
+    fn migrating(&self) -> Result<bool, Error> {
+        let connection = self.link.connection();
+        let told = {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut known.tells_migration, connection) == connection
+        };
+        if !told {
+            let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+            match self.call("migrate-set-capabilities", Some(events)) {
+                // While it migrates nothing can be set, and what is not told is asked.
+                Ok(_) | Err(Error::Refused { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        match self.call("query-migrate", None) {
+            Ok(reply) => Ok(reply.get("status").and_then(Value::as_str).is_some_and(link::is_migrating)),
+            Err(Error::Refused { .. }) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     fn property(&self, path: &str, property: &str) -> Result<Value, Error> {
@@ -213,10 +244,9 @@ impl Qmp {
 
 /// `{"stats": {"stat-free-memory": n, ...}, "last-update": seconds since 1970, 0 for never}`. Drivers that leave a
 /// tag out and drivers that send -1 for it (Windows) mean the same; tags we do not know are none of our business.
-fn read_statistics(reply: &Value, now: SystemTime) -> BalloonStatistics {
+fn read_statistics(reply: &Value, age: impl FnOnce(u64) -> Option<Micros>) -> BalloonStatistics {
     let tag = |name: &str| reply.get("stats")?.get(name)?.as_u64().filter(|n| *n != u64::MAX);
     let size = |name| tag(name).map(Bytes);
-    let updated = reply.get("last-update").and_then(Value::as_u64).filter(|s| *s != 0);
     BalloonStatistics {
         total: size("stat-total-memory"),
         free: size("stat-free-memory"),
@@ -226,11 +256,7 @@ fn read_statistics(reply: &Value, now: SystemTime) -> BalloonStatistics {
         swap_out: size("stat-swap-out"),
         major_faults: tag("stat-major-faults"),
         minor_faults: tag("stat-minor-faults"),
-        age: updated.map(|s| {
-            let then = SystemTime::UNIX_EPOCH + Duration::from_secs(s.min(u64::from(u32::MAX)));
-            // A clock that was set back makes it young, not a mistake.
-            Micros::from_duration(now.duration_since(then).unwrap_or_default())
-        }),
+        age: reply.get("last-update").and_then(Value::as_u64).and_then(age),
     }
 }
 
@@ -238,8 +264,8 @@ fn read_statistics(reply: &Value, now: SystemTime) -> BalloonStatistics {
 mod tests {
     use super::*;
 
-    fn at(seconds: u64) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    fn read(reply: &Value) -> BalloonStatistics {
+        read_statistics(reply, |stamp| (stamp != 0).then(|| Micros::secs(1_003 - stamp)))
     }
 
     #[test]
@@ -247,7 +273,7 @@ mod tests {
         let reply = json!({"stats": {"stat-total-memory": 500, "stat-free-memory": 300, "stat-available-memory": 400,
             "stat-disk-caches": 50, "stat-swap-in": 0, "stat-swap-out": 1, "stat-major-faults": 7,
             "stat-minor-faults": 9, "stat-htlb-pgalloc": 0, "stat-from-the-future": 1}, "last-update": 1000});
-        let s = read_statistics(&reply, at(1003));
+        let s = read(&reply);
         assert_eq!((s.total, s.free, s.available), (Some(Bytes(500)), Some(Bytes(300)), Some(Bytes(400))));
         assert_eq!((s.swap_in, s.swap_out, s.caches), (Some(Bytes(0)), Some(Bytes(1)), Some(Bytes(50))));
         assert_eq!((s.major_faults, s.minor_faults), (Some(7), Some(9)));
@@ -258,15 +284,13 @@ mod tests {
     fn what_windows_and_old_drivers_do_not_say_is_none() {
         let reply = json!({"stats": {"stat-total-memory": 500, "stat-free-memory": u64::MAX, "stat-swap-in": -1},
             "last-update": 1000});
-        let s = read_statistics(&reply, at(900));
+        let s = read(&reply);
         assert_eq!((s.total, s.free, s.swap_in, s.available), (Some(Bytes(500)), None, None, None));
-        assert_eq!(s.age, Some(Micros::ZERO), "a clock that was set back");
     }
 
     #[test]
     fn statistics_never_given_have_no_age() {
-        let s = read_statistics(&json!({"stats": {}, "last-update": 0}), at(1000));
-        assert_eq!(s, BalloonStatistics::default());
-        assert_eq!(read_statistics(&json!("nonsense"), at(1)), BalloonStatistics::default());
+        assert_eq!(read(&json!({"stats": {}, "last-update": 0})), BalloonStatistics::default());
+        assert_eq!(read(&json!("nonsense")), BalloonStatistics::default());
     }
 }

@@ -9,7 +9,10 @@ use rustix::process::{Pid, Signal};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
+
+static HOSTS: AtomicU64 = AtomicU64::new(0xff);
 
 /// Mounts; $1 is a directory with the configuration. The last line is process 1 of the namespace.
 const NAMESPACE: &str = r#"
@@ -17,7 +20,10 @@ set -e
 hostname ballast-test
 mkdir "$1/dev"
 mount -t tmpfs dev "$1/dev"
-for d in null zero full random urandom tty; do : >"$1/dev/$d"; mount --bind "/dev/$d" "$1/dev/$d"; done
+for d in null zero full random urandom tty vhost-vsock; do
+    [ -e "/dev/$d" ] || continue
+    : >"$1/dev/$d"; mount --bind "/dev/$d" "$1/dev/$d"
+done
 mkdir "$1/dev/pts" "$1/dev/shm" "$1/dev/net"
 mount -t devpts -o newinstance,ptmxmode=666 devpts "$1/dev/pts"
 ln -s pts/ptmx "$1/dev/ptmx"
@@ -47,8 +53,10 @@ impl Libvirtd {
         let path = directory.path();
         let libvirtd_conf = format!(
             "unix_sock_dir = \"{}\"\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\nunix_sock_rw_perms = \"0700\"\n\
-             host_uuid = \"7b2c0000-0000-4000-8000-0000000000ff\"\nlog_outputs = \"3:file:{}\"\n",
+             host_uuid = \"7b2c0000-0000-4000-8000-{:012x}\"\nlog_outputs = \"3:file:{}\"\n",
             path.display(),
+            // Two of them are two hosts.
+            HOSTS.fetch_add(1, Ordering::Relaxed),
             path.join("libvirtd.log").display()
         );
         std::fs::write(path.join("libvirtd.conf"), libvirtd_conf).unwrap();

@@ -10,6 +10,7 @@ pub mod fake;
 pub mod libvirtd;
 pub mod quiet;
 pub mod schema;
+pub mod script;
 
 use ballast_host::hypervisor::{Event, What};
 use std::path::{Path, PathBuf};

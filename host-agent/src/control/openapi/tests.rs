@@ -4,7 +4,7 @@ use super::DOCUMENT;
 use crate::control::serve::routes;
 use crate::control::{
     Decision, Done, DryRunRequest, Explained, HoldRequest, HypervisorStatus, LawRequest, Problem, ReclaimRequest,
-    Reclaimed, ReserveRequest, Status, Waiting,
+    Reclaimed, Reloaded, ReserveRequest, Status, Waiting,
 };
 use crate::prober::ProbeStatus;
 use ballast_planner::{
@@ -168,6 +168,7 @@ fn answers() -> Vec<(&'static str, Value)> {
         ("Explained", value(&explained)),
         ("Reclaimed", value(&reclaimed)),
         ("Done", value(&Done { done: text.clone(), notes: vec![text.clone()] })),
+        ("Reloaded", value(&Reloaded { changed: vec![text.clone()], refused: vec![text.clone()] })),
         ("Problem", value(&Problem { error: text })),
         ("HostMemory", value(&memory)),
         ("HostStatus", value(&host())),

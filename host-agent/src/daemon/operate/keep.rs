@@ -58,6 +58,12 @@ impl Operated {
         self.said.exempt.contains_key(vm)
     }
 
+    /// What was said about a dry run is over.
+    pub fn forget_mode(&mut self, now: Micros) {
+        self.said.dry_run = None;
+        self.keep(now);
+    }
+
     /// Keeps what is said now.
     pub fn keep(&self, now: Micros) {
         self.send(now, None);

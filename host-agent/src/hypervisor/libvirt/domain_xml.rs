@@ -1,5 +1,6 @@
 //! What a domain's XML says of its memory (libvirt, docs/formatdomain). libvirt has no calls for these.
 
+use crate::hypervisor::METADATA;
 use ballast_protocol::Bytes;
 use roxmltree::{Document, Node};
 
@@ -17,6 +18,7 @@ pub(super) struct DomainXml {
     pub statistics_period: u64,
     pub cid: Option<u32>,
     pub min_guarantee: Option<Bytes>,
+    pub metadata: Result<Vec<(String, String)>, String>,
 }
 
 /// Reads it; the error says what is missing.
@@ -38,7 +40,31 @@ pub(super) fn read(xml: &str) -> Result<DomainXml, String> {
         statistics_period: period.unwrap_or(0),
         cid: child(&["devices", "vsock", "cid"]).and_then(|c| c.attribute("address")?.parse().ok()),
         min_guarantee: child(&["memtune", "min_guarantee"]).and_then(size),
+        metadata: child(&["metadata"]).map_or(Ok(Vec::new()), metadata),
     })
+}
+
+/// What `<metadata>` says in our namespace. libvirt lets each namespace have one element.
+fn metadata(all: Node<'_, '_>) -> Result<Vec<(String, String)>, String> {
+    // Another version of ours is a mistake worth telling, anybody else's namespace is not ours to judge.
+    let family = METADATA.rsplit_once('/').map_or(METADATA, |(family, _version)| family);
+    let namespace = |n: Node<'_, '_>| n.tag_name().namespace().unwrap_or_default().to_owned();
+    let Some(ours) = all.children().find(|n| n.is_element() && namespace(*n).starts_with(family)) else {
+        return Ok(Vec::new());
+    };
+    if namespace(ours) != METADATA {
+        return Err(format!("its namespace is `{}`, and this version knows `{METADATA}`", namespace(ours)));
+    }
+    let name = ours.tag_name().name();
+    if name != "vm" {
+        return Err(format!("it is in <{name}>; write <ballast:vm xmlns:ballast='{METADATA}'>"));
+    }
+    if let Some(attribute) = ours.attributes().next() {
+        let (key, value) = (attribute.name(), attribute.value());
+        return Err(format!("`{key}` is an attribute; write <ballast:{key}>{value}</ballast:{key}>"));
+    }
+    let said = |n: Node<'_, '_>| (n.tag_name().name().to_owned(), n.text().unwrap_or_default().to_owned());
+    Ok(ours.children().filter(Node::is_element).map(said).collect())
 }
 
 fn element<'a, 'input>(parent: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
@@ -84,6 +110,7 @@ mod tests {
             statistics_period: 5,
             cid: Some(42),
             min_guarantee: Some(Bytes::mib(512)),
+            metadata: Ok(Vec::new()),
         };
         assert_eq!(read(xml), Ok(expected));
     }
@@ -95,6 +122,47 @@ mod tests {
         assert_eq!((read.memory, read.current), (Bytes::mib(1), Bytes::mib(1)));
         assert_eq!((read.has_balloon, read.deflate_on_oom, read.statistics_period), (false, false, 0));
         assert_eq!((read.cid, read.min_guarantee), (None, None));
+    }
+
+    /// As an editor leaves it, and as `virsh metadata --set` does.
+    #[test]
+    fn our_metadata_is_found_among_others() {
+        let domain = |metadata: &str| format!("<domain><memory>1024</memory><metadata>{metadata}</metadata></domain>");
+        let said = |metadata: &str| read(&domain(metadata)).unwrap().metadata;
+        let expected = vec![
+            ("min".to_owned(), "1GiB".to_owned()),
+            ("class".to_owned(), "high".to_owned()),
+            ("x".into(), "".into()),
+        ];
+        let ours = "<os:info xmlns:os='http://libosinfo.org/xmlns/1.0'><min>5</min></os:info>\n
+            <b:vm xmlns:b='https://ballast.dev/domain/1'>\n <b:min>1GiB</b:min><!-- why --> <b:class>high</b:class><b:x/>
+            </b:vm>";
+        assert_eq!(said(ours), Ok(expected.clone()));
+        assert_eq!(
+            said("<vm xmlns='https://ballast.dev/domain/1'><min>1GiB</min><class>high</class><x/></vm>"),
+            Ok(expected)
+        );
+        assert_eq!(said("<vm><min>1GiB</min></vm>"), Ok(Vec::new()), "nobody's namespace");
+        assert_eq!(said(""), Ok(Vec::new()));
+        for (wrong, expected) in [
+            ("<b:vm xmlns:b='https://ballast.dev/domain/2'/>", "this version knows `https://ballast.dev/domain/1`"),
+            (
+                "<b:domain xmlns:b='https://ballast.dev/domain/1'/>",
+                "it is in <domain>; write <ballast:vm xmlns:ballast=",
+            ),
+            ("<b:vm min='1G' xmlns:b='https://ballast.dev/domain/1'/>", "write <ballast:min>1G</ballast:min>"),
+        ] {
+            let error = said(wrong).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_the_example_says_can_be_used() {
+        let example = read(include_str!("../../../packaging/domain.xml")).unwrap();
+        let said = crate::config::Overrides::from_elements(&example.metadata.unwrap()).unwrap();
+        assert_eq!((said.min, said.weight, said.exempt), (Some(Bytes::mib(512)), Some(100), Some(false)));
+        assert!(said.max == Some(example.memory) && said.class.is_some());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! libvirt's events, which crate `virt` does not wrap: the one module of this crate where `unsafe` is allowed.
+//! libvirt's events, which crate `virt` does not wrap: with `job_ffi` the only modules of this crate where `unsafe` is
+//! allowed.
 //!
 //! Every callback gets a pointer to a [`Sink`] of its own. libvirt frees it with [`free_sink`], once, when the callback
 //! is deregistered or its connection goes, and never calls the callback afterwards (libvirt, docs/api,
@@ -7,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use super::{FromLibvirt, Occurrence};
-use std::ffi::{CStr, c_int, c_ulonglong, c_void};
+use std::ffi::{CStr, c_char, c_int, c_ulonglong, c_void};
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::mpsc::Sender;
@@ -22,6 +23,10 @@ struct Sink {
     /// The connection it belongs to.
     connection: u64,
 }
+
+/// What every libvirtd tells (since 0.8.0 and 0.10.0).
+const ESSENTIAL: [sys::virDomainEventID; 3] =
+    [sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, sys::VIR_DOMAIN_EVENT_ID_REBOOT, sys::VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE];
 
 /// Callbacks of one connection. Must be dropped before the connection is closed, and not in a callback.
 pub(super) struct Registration {
@@ -70,7 +75,7 @@ impl Registration {
 
         // SAFETY: libvirt declares all callbacks with one type and calls each with the arguments of its event's own
         // type (the macro VIR_DOMAIN_EVENT_CALLBACK in C is the same cast).
-        let callbacks: [(sys::virDomainEventID, sys::virConnectDomainEventGenericCallback); 3] = unsafe {
+        let callbacks: [(sys::virDomainEventID, sys::virConnectDomainEventGenericCallback); 9] = unsafe {
             [
                 (
                     sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE,
@@ -86,17 +91,58 @@ impl Registration {
                         sys::virConnectDomainEventGenericCallback,
                     >(Some(balloon_change)),
                 ),
+                (
+                    sys::VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
+                    std::mem::transmute::<
+                        sys::virConnectDomainEventMetadataChangeCallback,
+                        sys::virConnectDomainEventGenericCallback,
+                    >(Some(metadata_change)),
+                ),
+                (
+                    sys::VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION,
+                    std::mem::transmute::<
+                        sys::virConnectDomainEventMigrationIterationCallback,
+                        sys::virConnectDomainEventGenericCallback,
+                    >(Some(migration_iteration)),
+                ),
+                (
+                    sys::VIR_DOMAIN_EVENT_ID_JOB_COMPLETED,
+                    std::mem::transmute::<
+                        sys::virConnectDomainEventJobCompletedCallback,
+                        sys::virConnectDomainEventGenericCallback,
+                    >(Some(job_completed)),
+                ),
+                (
+                    sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
+                    std::mem::transmute::<
+                        sys::virConnectDomainEventDeviceAddedCallback,
+                        sys::virConnectDomainEventGenericCallback,
+                    >(Some(device_change)),
+                ),
+                (
+                    sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
+                    std::mem::transmute::<
+                        sys::virConnectDomainEventDeviceRemovedCallback,
+                        sys::virConnectDomainEventGenericCallback,
+                    >(Some(device_change)),
+                ),
+                (
+                    sys::VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE,
+                    std::mem::transmute::<
+                        sys::virConnectDomainEventMemoryDeviceSizeChangeCallback,
+                        sys::virConnectDomainEventGenericCallback,
+                    >(Some(memory_device_size_change)),
+                ),
             ]
         };
         for (id, callback) in callbacks {
             // SAFETY: as above; a null domain stands for all domains.
             let registered = unsafe {
                 let sink = sink();
-                let id = id as c_int;
                 let result = sys::virConnectDomainEventRegisterAny(
                     connection,
                     ptr::null_mut(),
-                    id,
+                    id as c_int,
                     callback,
                     sink,
                     Some(free_sink),
@@ -105,7 +151,13 @@ impl Registration {
                 result
             };
             if registered == -1 {
-                return Err(Error::last_error());
+                let error = Error::last_error();
+                if ESSENTIAL.contains(&id) {
+                    return Err(error);
+                }
+                // An older libvirtd: what it does not tell, the next look finds.
+                tracing::debug!(event = id, error = error.message(), "libvirt does not tell of this");
+                continue;
             }
             this.domain_events.push(registered);
         }
@@ -187,6 +239,59 @@ unsafe extern "C" fn balloon_change(
 ) {
     // SAFETY: libvirt's arguments, passed on.
     unsafe { send(domain, Occurrence::BalloonMoved(actual), sink) };
+}
+
+unsafe extern "C" fn metadata_change(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _kind: c_int,
+    _namespace: *const c_char,
+    sink: *mut c_void,
+) {
+    // SAFETY: libvirt's arguments, passed on.
+    unsafe { send(domain, Occurrence::Changed, sink) };
+}
+
+unsafe extern "C" fn migration_iteration(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _iteration: c_int,
+    sink: *mut c_void,
+) {
+    // SAFETY: libvirt's arguments, passed on.
+    unsafe { send(domain, Occurrence::Migrates, sink) };
+}
+
+unsafe extern "C" fn job_completed(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _parameters: sys::virTypedParameterPtr,
+    _count: c_int,
+    sink: *mut c_void,
+) {
+    // SAFETY: libvirt's arguments, passed on; the parameters stay libvirt's.
+    unsafe { send(domain, Occurrence::Changed, sink) };
+}
+
+unsafe extern "C" fn device_change(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _alias: *const c_char,
+    sink: *mut c_void,
+) {
+    // SAFETY: libvirt's arguments, passed on.
+    unsafe { send(domain, Occurrence::Changed, sink) };
+}
+
+unsafe extern "C" fn memory_device_size_change(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _alias: *const c_char,
+    _size: c_ulonglong,
+    sink: *mut c_void,
+) {
+    // SAFETY: libvirt's arguments, passed on.
+    unsafe { send(domain, Occurrence::Changed, sink) };
 }
 
 /// # Safety

@@ -2,12 +2,14 @@
 
 use super::domain_xml::{self, DomainXml};
 use super::events_ffi::Registration;
+use super::job_ffi;
 use super::{BalloonStatistics, Error, FromLibvirt, State, VmFacts};
+use crate::hypervisor::age::Age;
 use ballast_planner::VmName;
 use ballast_protocol::{Bytes, KiB, Micros};
 use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
-use std::time::{Duration, SystemTime};
+use std::time::{Instant, SystemTime};
 use virt::connect::Connect;
 use virt::domain::{Domain, MemoryStat};
 use virt::error::ErrorNumber;
@@ -37,6 +39,7 @@ struct Known {
     domain: Domain,
     has_balloon: bool,
     reporting: bool,
+    age: Age,
 }
 
 impl Session {
@@ -85,8 +88,8 @@ impl Session {
         self.on(vm, "virDomainGetXMLDesc", |this, vm| {
             let domain = this.known(vm)?.domain.clone();
             let failed = |this: &Self, e| this.error("virDomainGetXMLDesc", &e, Some(vm));
-            let (state, _) = domain.get_state().map_err(|e| failed(this, e))?;
-            let state = match state {
+            let (code, reason) = domain.get_state().map_err(|e| failed(this, e))?;
+            let state = match code {
                 sys::VIR_DOMAIN_PAUSED | sys::VIR_DOMAIN_PMSUSPENDED => State::Paused,
                 sys::VIR_DOMAIN_SHUTOFF => State::Off,
                 sys::VIR_DOMAIN_CRASHED if !domain.is_active().map_err(|e| failed(this, e))? => State::Off,
@@ -94,9 +97,16 @@ impl Session {
                 // Also one that is shutting down: it still uses memory.
                 _ => State::Running,
             };
+            // One that arrives answers nothing that needs its monitor, and does not say so for 30 s.
+            let arrives = is_held(code, reason);
+            let migrating = match state {
+                State::Off => false,
+                _ => arrives || this.is_busy(vm, &domain)?,
+            };
             let xml = this.xml(vm, &domain)?;
             let actual = match state {
                 State::Off => xml.current,
+                _ if arrives => xml.current,
                 _ if !xml.has_balloon => xml.memory,
                 _ => find(&this.stats(vm, &domain)?, sys::VIR_DOMAIN_MEMORY_STAT_ACTUAL_BALLOON).unwrap_or(xml.current),
             };
@@ -112,6 +122,8 @@ impl Session {
                 free_page_reporting: xml.has_balloon.then_some(xml.free_page_reporting),
                 cid: xml.cid,
                 min_guarantee: xml.min_guarantee,
+                migrating,
+                metadata: xml.metadata,
             })
         })
     }
@@ -131,6 +143,13 @@ impl Session {
     pub fn order(&mut self, vm: &VmName, keep: Bytes) -> Result<(), Error> {
         self.on(vm, "virDomainSetMemoryFlags", |this, vm| {
             let domain = this.with_balloon(vm)?;
+            if this.is_busy(vm, &domain)? {
+                return Err(Error::Refused {
+                    whom: this.whom(Some(vm)),
+                    call: "virDomainSetMemoryFlags",
+                    why: "it is being migrated, saved or snapshotted".into(),
+                });
+            }
             // Not `set_memory`, which swallows errors (FACTS.md, section 2).
             match domain.set_memory_flags(keep.as_kib().0, sys::VIR_DOMAIN_MEM_LIVE) {
                 Ok(_) => Ok(()),
@@ -149,7 +168,9 @@ impl Session {
                 }
                 this.known(vm)?.reporting = true;
             }
-            Ok(read_statistics(&this.stats(vm, &domain)?, SystemTime::now()))
+            let stats = this.stats(vm, &domain)?;
+            let age = &mut this.known(vm)?.age;
+            Ok(read_statistics(&stats, |stamp| age.of(stamp, SystemTime::now(), Instant::now())))
         })
     }
 
@@ -193,7 +214,7 @@ impl Session {
             let found = Domain::lookup_by_name(&self.connect, &vm.0);
             let domain = found.map_err(|e| self.error("virDomainLookupByName", &e, Some(vm)))?;
             let has_balloon = self.xml(vm, &domain)?.has_balloon;
-            self.domains.insert(vm.clone(), Known { domain, has_balloon, reporting: false });
+            self.domains.insert(vm.clone(), Known { domain, has_balloon, reporting: false, age: Age::default() });
         }
         self.domains.get_mut(vm).ok_or_else(|| Error::UnknownVm(vm.clone()))
     }
@@ -207,6 +228,10 @@ impl Session {
         let call = "virDomainGetXMLDesc";
         let xml = domain.get_xml_desc(0).map_err(|e| self.error(call, &e, Some(vm)))?;
         domain_xml::read(&xml).map_err(|why| Error::Malformed { whom: self.whom(Some(vm)), call, why })
+    }
+
+    fn is_busy(&self, vm: &VmName, domain: &Domain) -> Result<bool, Error> {
+        job_ffi::is_busy(domain).map_err(|e| self.error("virDomainGetJobStats", &e, Some(vm)))
     }
 
     fn stats(&self, vm: &VmName, domain: &Domain) -> Result<Vec<MemoryStat>, Error> {
@@ -239,6 +264,21 @@ impl Drop for Session {
     }
 }
 
+/// Whether a domain stands still for something that libvirt does with it: it arrives or leaves, starts, is saved, dumped
+/// or snapshotted.
+fn is_held(state: sys::virDomainState, reason: i32) -> bool {
+    state == sys::VIR_DOMAIN_PAUSED
+        && matches!(
+            reason as sys::virDomainPausedReason,
+            sys::VIR_DOMAIN_PAUSED_MIGRATION
+                | sys::VIR_DOMAIN_PAUSED_SAVE
+                | sys::VIR_DOMAIN_PAUSED_DUMP
+                | sys::VIR_DOMAIN_PAUSED_SNAPSHOT
+                | sys::VIR_DOMAIN_PAUSED_STARTING_UP
+                | sys::VIR_DOMAIN_PAUSED_POSTCOPY
+        )
+}
+
 fn value(stats: &[MemoryStat], tag: sys::virDomainMemoryStatTags) -> Option<u64> {
     // -1, possibly divided by 1024 on its way, is how a driver says that it does not know.
     stats.iter().find(|s| s.tag == tag).map(|s| s.val).filter(|v| *v < u64::MAX >> 10)
@@ -248,9 +288,8 @@ fn find(stats: &[MemoryStat], tag: sys::virDomainMemoryStatTags) -> Option<Bytes
     value(stats, tag).map(|kib| KiB(kib).into())
 }
 
-fn read_statistics(stats: &[MemoryStat], now: SystemTime) -> BalloonStatistics {
+fn read_statistics(stats: &[MemoryStat], age: impl FnOnce(u64) -> Option<Micros>) -> BalloonStatistics {
     let size = |tag| find(stats, tag);
-    let updated = value(stats, sys::VIR_DOMAIN_MEMORY_STAT_LAST_UPDATE).filter(|s| *s != 0);
     BalloonStatistics {
         total: size(sys::VIR_DOMAIN_MEMORY_STAT_AVAILABLE),
         free: size(sys::VIR_DOMAIN_MEMORY_STAT_UNUSED),
@@ -260,10 +299,7 @@ fn read_statistics(stats: &[MemoryStat], now: SystemTime) -> BalloonStatistics {
         swap_out: size(sys::VIR_DOMAIN_MEMORY_STAT_SWAP_OUT),
         major_faults: value(stats, sys::VIR_DOMAIN_MEMORY_STAT_MAJOR_FAULT),
         minor_faults: value(stats, sys::VIR_DOMAIN_MEMORY_STAT_MINOR_FAULT),
-        age: updated.map(|s| {
-            let then = SystemTime::UNIX_EPOCH + Duration::from_secs(s.min(u64::from(u32::MAX)));
-            Micros::from_duration(now.duration_since(then).unwrap_or_default())
-        }),
+        age: value(stats, sys::VIR_DOMAIN_MEMORY_STAT_LAST_UPDATE).and_then(age),
     }
 }
 
@@ -276,7 +312,7 @@ mod tests {
         let stats: Vec<_> = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 99), (8, 9), (9, 10), (77, 1)]
             .map(|(tag, val)| MemoryStat { tag, val })
             .into();
-        let s = read_statistics(&stats, SystemTime::UNIX_EPOCH + Duration::from_secs(14));
+        let s = read_statistics(&stats, |stamp| Some(Micros::secs(14 - stamp)));
         assert_eq!((s.swap_in, s.swap_out), (Some(KiB(1).into()), Some(KiB(2).into())));
         assert_eq!((s.major_faults, s.minor_faults), (Some(3), Some(4)));
         assert_eq!((s.free, s.total, s.available), (Some(KiB(5).into()), Some(KiB(6).into()), Some(KiB(9).into())));
@@ -287,6 +323,6 @@ mod tests {
     #[test]
     fn what_a_driver_does_not_know_is_none() {
         let stats = [MemoryStat { tag: 4, val: u64::MAX }, MemoryStat { tag: 5, val: u64::MAX >> 10 }];
-        assert_eq!(read_statistics(&stats, SystemTime::now()), BalloonStatistics::default());
+        assert_eq!(read_statistics(&stats, |_| unreachable!("it has no stamp")), BalloonStatistics::default());
     }
 }

@@ -315,9 +315,17 @@ fn happening(event: &str, data: Option<&Value>) -> Option<What> {
         "RESUME" => Some(What::Resumed),
         "RESET" => Some(What::Reset),
         "BALLOON_CHANGE" => Some(What::BalloonMoved(Bytes(data?.get("actual")?.as_u64()?))),
+        "MIGRATION" if is_migrating(data?.get("status")?.as_str()?) => Some(What::Migrates),
+        // A DIMM was plugged, or virtio-mem resized; QEMU has no word for plugging a device, only for what the guest does.
+        "MIGRATION" | "MEMORY_DEVICE_SIZE_CHANGE" | "ACPI_DEVICE_OST" | "DEVICE_DELETED" => Some(What::Changed),
         // SHUTDOWN is not the end: the socket's is, and with -no-shutdown the process stays.
         _ => None,
     }
+}
+
+/// Whether a migration of this status is under way (QEMU, qapi/migration.json). All others are its end, or "none".
+pub(super) fn is_migrating(status: &str) -> bool {
+    !matches!(status, "none" | "completed" | "failed" | "cancelled")
 }
 
 fn read_line(reader: &mut BufReader<UnixStream>) -> io::Result<Value> {
@@ -337,4 +345,27 @@ fn read_line(reader: &mut BufReader<UnixStream>) -> io::Result<Value> {
 fn would_block(e: &io::Error) -> bool {
     // A socket's timeout shows as either.
     matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_mean_what_qemu_documents() {
+        let status = |s: &str| happening("MIGRATION", Some(&json!({ "status": s })));
+        for under_way in ["setup", "active", "postcopy-active", "pre-switchover", "device", "cancelling", "wait-unplug"]
+        {
+            assert_eq!(status(under_way), Some(What::Migrates), "{under_way}");
+        }
+        for over in ["completed", "failed", "cancelled", "none"] {
+            assert_eq!(status(over), Some(What::Changed), "{over}");
+        }
+        assert_eq!(happening("MIGRATION", None), None);
+        assert_eq!(happening("ACPI_DEVICE_OST", Some(&json!({}))), Some(What::Changed));
+        assert_eq!(happening("BALLOON_CHANGE", Some(&json!({ "actual": 5 }))), Some(What::BalloonMoved(Bytes(5))));
+        assert_eq!(happening("BALLOON_CHANGE", Some(&json!({ "actual": -5 }))), None);
+        assert_eq!(happening("STOP", None), Some(What::Paused));
+        assert_eq!(happening("SHUTDOWN", None), None);
+    }
 }

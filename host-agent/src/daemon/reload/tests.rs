@@ -1,0 +1,108 @@
+use super::*;
+use std::path::Path;
+
+fn vm(name: &str, more: &str) -> String {
+    format!("[[vm]]\nname = \"{name}\"\nqmp = \"/q/{name}\"\n{more}\n")
+}
+
+fn config(text: &str) -> Config {
+    Config::parse(Path::new("b.toml"), text).unwrap()
+}
+
+/// Reads a text as the running daemon would; the file is there only to be read.
+fn examined(text: &str) -> Examined {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    Config::examine(file.path()).unwrap()
+}
+
+fn merged(old: &str, new: &str) -> Result<Merged, String> {
+    merge(&config(old), examined(new))
+}
+
+fn names(config: &Config) -> Vec<&str> {
+    let mut names: Vec<&str> = config.vms.iter().map(|v| v.name.0.as_str()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn a_vm_whose_table_is_wrong_goes_on_as_it_was_and_the_others_change() {
+    let old = vm("a", "min = \"100MiB\"") + &vm("b", "min = \"100MiB\"") + &vm("gone", "");
+    let new = vm("a", "min = \"nonsense\"") + &vm("b", "min = \"200MiB\"") + &vm("new", "") + &vm("bad", "step = 1");
+    let merged = merged(&old, &new).unwrap();
+    assert_eq!(names(&merged.config), ["a", "b", "new"]);
+    let min = |name: &str| find(&merged.config, &name.into()).unwrap().settings.min;
+    assert_eq!((min("a"), min("b")), (Bytes::mib(100), Bytes::mib(200)));
+    let [a, bad] = merged.refused.as_slice() else { panic!("{:?}", merged.refused) };
+    assert!(a.contains(":4:7: VM `a`: `nonsense` is not a memory size") && a.ends_with("goes on as it was"), "{a}");
+    assert!(bad.contains("VM `bad`: invalid type") && bad.ends_with("this VM is not taken up"), "{bad}");
+}
+
+#[test]
+fn a_table_that_names_nobody_lets_go_of_nobody() {
+    let old = vm("a", "") + &vm("b", "");
+    let new = vm("a", "").replace("name", "nane") + &vm("b", "");
+    let merged = merged(&old, &new).unwrap();
+    assert_eq!(names(&merged.config), ["a", "b"]);
+    assert!(merged.refused[0].contains("unknown key `nane`; did you mean `name`?"), "{:?}", merged.refused);
+}
+
+#[test]
+fn a_second_table_of_a_name_does_not_keep_the_old_one() {
+    let old = vm("a", "min = \"100MiB\"");
+    let merged = merged(&old, &(vm("a", "min = \"200MiB\"") + &vm("a", ""))).unwrap();
+    assert_eq!(names(&merged.config), ["a"]);
+    assert_eq!(merged.config.vms[0].settings.min, Bytes::mib(200));
+    assert!(merged.refused[0].ends_with("this table is not used"), "{:?}", merged.refused);
+}
+
+#[test]
+fn what_stays_must_not_meet_what_comes() {
+    // `a` stays at its old monitor, which the file gives to `b`.
+    let old = vm("a", "");
+    let new = vm("a", "min = 3").replace("/q/a", "/q/new") + &vm("b", "").replace("/q/b", "/q/a");
+    let error = merged(&old, &new).unwrap_err();
+    assert!(error.contains("VM `a` goes on as it was") && error.contains("`b` has the same `qmp`"), "{error}");
+
+    // Minimums are summed with the VMs that stay.
+    let budget = "[host]\nbudget = \"1GiB\"\n";
+    let old = vm("a", "min = \"800MiB\"") + &vm("b", "min = \"100MiB\"");
+    let new = budget.to_owned() + &vm("a", "min = 3") + &vm("b", "min = \"300MiB\"");
+    let error = merged(&old, &new).unwrap_err();
+    assert!(error.contains("the minimums of 2 VMs sum to 1.1 GiB, 76 MiB more than budget 1 GiB"), "{error}");
+}
+
+#[test]
+fn what_is_bound_stays_and_needs_a_restart() {
+    let old = "[libvirt]\n[daemon]\nvsock = false\n";
+    let new = "[daemon]\nvsock = false\nstate-dir = \"/s\"\ncontrol-socket = \"/c\"\ncontrol-group = \"vms\"\nport = 9999\non-exit = \"release\"\n\
+               dry-run = true\n[journal]\nenabled = false\nmax-size = \"7MiB\"\n[libvirt]\nuri = \"qemu:///session\"\n";
+    let merged = merged(old, new).unwrap();
+    let was = config(old);
+    assert_eq!((merged.config.daemon.port, &merged.config.libvirt), (was.daemon.port, &was.libvirt));
+    assert_eq!(merged.config.daemon.control_socket, was.daemon.control_socket);
+    assert!(merged.config.daemon.dry_run && merged.config.daemon.on_exit != was.daemon.on_exit);
+    assert_eq!((merged.config.journal.max_size, merged.config.journal.enabled), (Bytes::mib(7), true));
+    let said = merged.refused.join("\n");
+    for what in [
+        "[daemon] state-dir stays /var/lib/ballast until ballast-host is restarted; the file says /s",
+        "[daemon] control-socket stays /run/ballast/control.sock until",
+        "[daemon] control-group stays unset until ballast-host is restarted; the file says vms",
+        "[daemon] port stays 9150 until ballast-host is restarted; the file says 9999",
+        "[journal] enabled stays true until",
+        "[journal] path stays /var/lib/ballast/journal until",
+        "[libvirt] stays `qemu:///system` until ballast-host is restarted; the file says `qemu:///session`",
+    ] {
+        assert!(said.contains(what), "{what}\n{said}");
+    }
+    assert_eq!(merged.refused.len(), 7, "{said}");
+}
+
+#[test]
+fn differences_are_named_as_the_file_names_them() {
+    let old = VmSettings::default();
+    let new = VmSettings { max: Bytes::mib(2048), exempt: true, weight: 7, ..VmSettings::default() };
+    assert_eq!(differences(&old, &new), "max all it has -> 2 GiB, exempt false -> true, weight 100 -> 7");
+    assert_eq!(differences(&new, &new), "");
+}

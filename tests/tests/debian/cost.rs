@@ -1,0 +1,212 @@
+//! What the agent costs the Debian guest: the figures of images/COST.md that `ballast-lab bench` does not have, because
+//! its guest has no systemd.
+//!
+//! ```text
+//!   boots     two disks of the image, with the agent and without it, booted in turns
+//!   running   no host agent; squeezed and idle; bursts
+//! ```
+
+use crate::support::{known, wait_for};
+use crate::vm::{self, NAME, Vm};
+use ballast_protocol::Bytes;
+use ballast_tests::{HostAgent, paths};
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+use serde_json::Value;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use toml::Table as Settings;
+
+/// Boots of each kind.
+const BOOTS: usize = 7;
+const SPAN: Duration = Duration::from_secs(60);
+/// The balloon has come to rest when it has not moved for this long.
+const REST: Duration = Duration::from_secs(8);
+/// Every 5 s, more than the headroom of a squeezed guest.
+const BURST: Bytes = Bytes::mib(150);
+
+#[derive(Debug, Serialize)]
+struct Cost {
+    /// From the kernel's start to the end of systemd's start-up, seconds.
+    boot_with_s: Vec<f64>,
+    boot_without_s: Vec<f64>,
+    /// From the kernel's start to the welcome by the host agent.
+    session_s: Vec<f64>,
+    running: Vec<Running>,
+}
+
+#[derive(Debug, Serialize)]
+struct Running {
+    state: &'static str,
+    cpu_percent: f64,
+    wakeups_s: f64,
+    wire_bytes_s: f64,
+    resident: u64,
+    /// Its share, where pages are shared with others.
+    proportional: u64,
+}
+
+/// One look at the agent.
+struct Look {
+    uptime_s: f64,
+    cpu_ns: u64,
+    wakeups: u64,
+    resident: u64,
+    proportional: u64,
+    wire: u64,
+}
+
+#[test]
+#[ignore = "a measurement of some minutes, for images/COST.md"]
+fn what_the_agent_costs_a_debian_guest() {
+    let Some(image) = vm::image() else { return };
+    // Each has booted once: the first boot makes keys and journals.
+    let prepared = |command: &str| {
+        let mut vm = Vm::define(&image);
+        vm.start();
+        vm.wait_boot();
+        vm.sh_ok(command);
+        vm.shut_down();
+        vm
+    };
+    let mut with = prepared("systemctl is-system-running --wait");
+    let mut without =
+        prepared("systemctl disable ballast-guest && rm /usr/lib/modules-load.d/ballast-guest.conf && sync");
+
+    let mut cost = Cost { boot_with_s: vec![], boot_without_s: vec![], session_s: vec![], running: vec![] };
+    let exempt = || Settings::from_iter([("exempt".into(), true.into())]);
+    let hosts = [with.host_agent(exempt()), without.host_agent(exempt())];
+    for _ in 0..BOOTS {
+        with.start();
+        cost.boot_with_s.push(booted(&with));
+        let said = with.sh_ok("cut -d ' ' -f 1 /proc/uptime; ballast-guest status --json");
+        let (uptime, status) = said.split_once('\n').unwrap();
+        let status: Value = serde_json::from_str(status).unwrap();
+        let session = status["session_us"].as_u64().expect("a session");
+        cost.session_s.push(uptime.parse::<f64>().unwrap() - session as f64 / 1e6);
+        with.shut_down();
+        without.start();
+        cost.boot_without_s.push(booted(&without));
+        without.shut_down();
+    }
+    drop(hosts);
+    drop(without);
+
+    with.start();
+    booted(&with);
+    cost.running.push(running(&with, "no host agent", || sleep(SPAN)));
+    let host = with.host_agent(Settings::new());
+    wait_for("the agent", &host, || (known(&host, NAME)["agent"] == "alive").then_some(()));
+    come_to_rest(&host);
+    cost.running.push(running(&with, "idle, squeezed", || sleep(SPAN)));
+    let bursts = || {
+        let begun = Instant::now();
+        while begun.elapsed() < SPAN {
+            with.sh_ok(&format!("dd if=/dev/zero of=/dev/null bs={} count=1 2>&1; sleep 5", BURST.0));
+        }
+    };
+    cost.running.push(running(&with, "bursts of 150 MiB every 5 s", bursts));
+    with.shut_down();
+
+    println!("{}", tables(&cost));
+    let folder = paths::target().join("debian");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("cost.json"), serde_json::to_vec_pretty(&cost).unwrap()).unwrap();
+    // 4 s is the longest that a boot without the modules loaded early took to reach the host, so more is a fault.
+    assert!(median(&cost.boot_with_s) < median(&cost.boot_without_s) + 4.0, "{cost:?}");
+}
+
+/// Waits until systemd has started everything; how long the kernel has been running then, seconds.
+fn booted(vm: &Vm) -> f64 {
+    vm.wait_boot();
+    vm.sh("systemctl is-system-running --wait");
+    let finished = vm.sh_ok("systemctl show --property=FinishTimestampMonotonic --value");
+    finished.trim().parse::<f64>().unwrap() / 1e6
+}
+
+fn come_to_rest(host: &HostAgent) {
+    let (mut size, mut since) = (Value::Null, Instant::now());
+    wait_for("the balloon to rest", host, || {
+        let vm = known(host, NAME);
+        if vm["actual"] != size {
+            (size, since) = (vm["actual"].clone(), Instant::now());
+        }
+        (vm["actual"] != vm["max"] && since.elapsed() > REST).then_some(())
+    });
+}
+
+fn running(vm: &Vm, state: &'static str, work: impl FnOnce()) -> Running {
+    let before = look(vm);
+    work();
+    let after = look(vm);
+    let seconds = after.uptime_s - before.uptime_s;
+    Running {
+        state,
+        cpu_percent: (after.cpu_ns - before.cpu_ns) as f64 / 1e7 / seconds,
+        wakeups_s: (after.wakeups - before.wakeups) as f64 / seconds,
+        wire_bytes_s: (after.wire - before.wire) as f64 / seconds,
+        resident: after.resident,
+        proportional: after.proportional,
+    }
+}
+
+fn look(vm: &Vm) -> Look {
+    // The run queue's clock of each thread (proc(5), schedstat), in nanoseconds: `stat` has hundredths of a second only.
+    let said = vm.sh_ok(
+        "p=/proc/$(systemctl show --property=MainPID --value ballast-guest); cut -d ' ' -f 1 /proc/uptime
+        cat $p/task/*/schedstat | awk '{ n += $1 } END { printf \"%d\\n\", n }'
+        cat $p/task/*/status | awk '/^voluntary_ctxt_switches/ { n += $2 } END { print n }'
+        awk '/^Rss:|^Pss:/ { print $2 }' $p/smaps_rollup
+        ballast-guest status --json",
+    );
+    let lines: Vec<&str> = said.lines().collect();
+    let number = |line: usize| lines[line].parse::<u64>().unwrap_or_else(|e| panic!("{e}: {said}"));
+    let status: Value = serde_json::from_str(lines[5]).unwrap_or_else(|e| panic!("{e}: {said}"));
+    Look {
+        uptime_s: lines[0].parse().unwrap(),
+        cpu_ns: number(1),
+        wakeups: number(2),
+        resident: number(3) << 10,
+        proportional: number(4) << 10,
+        wire: status["sent_bytes"].as_u64().unwrap() + status["received_bytes"].as_u64().unwrap(),
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// In Markdown, so that the page can quote a run as it is.
+fn tables(cost: &Cost) -> String {
+    let mut boots = Table::new();
+    boots.load_preset(presets::ASCII_MARKDOWN).set_header(["from the kernel's start, s", "median", "least", "most"]);
+    for (name, values) in [
+        ("systemd is through, with the agent", &cost.boot_with_s),
+        ("systemd is through, without", &cost.boot_without_s),
+        ("the agent's session stands", &cost.session_s),
+    ] {
+        let (least, most) = values.iter().fold((f64::MAX, f64::MIN), |(l, m), v| (v.min(l), v.max(m)));
+        boots.add_row([name.to_owned()].into_iter().chain([median(values), least, most].map(|v| format!("{v:.2}"))));
+    }
+    let mut running = Table::new();
+    running.load_preset(presets::ASCII_MARKDOWN);
+    running.set_header(["the agent", "one CPU, %", "wakeups/s", "wire, bytes/s", "resident", "proportional"]);
+    for r in &cost.running {
+        running.add_row([
+            r.state.to_owned(),
+            format!("{:.2}", r.cpu_percent),
+            format!("{:.1}", r.wakeups_s),
+            format!("{:.0}", r.wire_bytes_s),
+            Bytes(r.resident).to_string(),
+            Bytes(r.proportional).to_string(),
+        ]);
+    }
+    for table in [&mut boots, &mut running] {
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    format!("{boots}\n\n{running}")
+}
