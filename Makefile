@@ -14,7 +14,7 @@ export DEBIAN_MIRROR ?=
 COUNT ?= 300
 SEED ?= 1
 
-.PHONY: help setup build image bundle image-debian snippets workload image-host demo test bench spikes lab lab-smoke lint clean
+.PHONY: help setup build image bundle image-debian snippets workload image-host deb test-deb demo test bench spikes lab lab-smoke lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -49,6 +49,16 @@ image-host: image ## the same with the host agent in it too, for tests of AF_VSO
 	@$(STATIC) -p ballast-host --no-default-features --bin ballast-host
 	@images/build-initramfs.sh
 
+deb: setup ## Debian packages of both agents, target/debian/*.deb
+	@images/setup.sh deb
+	@echo "==> building the packages"
+	@cargo build --quiet --release -p ballast-host
+	@$(STATIC) -p ballast-guest --bin ballast-guest
+	@scripts/deb.sh
+
+test-deb: deb image ## installs, upgrades, removes and purges them in a clean Debian tree
+	@images/test-deb.sh
+
 demo: image ## the four arms on real guests, one table, target/demo/summary.json
 	@echo "==> building the host agent and the lab"
 	@cargo build --quiet --release -p ballast-host -p ballast-tests
@@ -80,7 +90,7 @@ lint: setup ## formatting and clippy
 	@cargo fmt --all --check
 	@cargo clippy --quiet --workspace --all-targets -- -D warnings
 
-test: image-host image-debian workload lint build ## every test, the ones on real guests included
+test: image-host image-debian workload deb lint build ## every test, the ones on real guests included
 	@scripts/test.sh
 
 clean: ## removes everything that was built or fetched

@@ -2,6 +2,8 @@
 # Everything `make demo`, `make test` and `make bench` need and a fresh Debian or Ubuntu lacks: system packages, a
 # stock guest kernel, and a vsock device. Quick when all of it is there already; safe to run again at any time.
 #
+# With `deb` also what `make deb` needs: cargo-deb.
+#
 # The guest kernel is unpacked, never installed: the machine's own boot set-up is not touched.
 set -euo pipefail
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
@@ -10,6 +12,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 guest=$target/guest
 tools=$target/tools
+# Debian 12 has none.
+cargo_deb=3.8.0
 
 # Debian 12 and 13, Ubuntu 22.04 and 24.04 name them all the same.
 packages=(
@@ -17,7 +21,7 @@ packages=(
     mmdebstrap                                                     # their workloads
     debian-archive-keyring fdisk                                   # the Debian image
     iproute2 iperf3 ca-certificates                                # networks, service levels, downloads
-    gcc libc6-dev pkg-config libvirt-dev                           # building
+    gcc libc6-dev pkg-config libvirt-dev dpkg-dev                  # building, packaging
     libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
 )
 # By its program: where the emulator is a backported one, so is qemu-img, and the stock package would conflict with it.
@@ -144,9 +148,18 @@ unpack_prometheus() {
     rm -rf "$work"
 }
 
+build_cargo_deb() {
+    [ "$("$tools/bin/cargo-deb" --version 2>/dev/null)" != "cargo-deb $cargo_deb" ] || return 0
+    say "building cargo-deb $cargo_deb (a minute)"
+    CARGO_TARGET_DIR=$tools/build cargo install --quiet --locked --root "$tools" cargo-deb --version "=$cargo_deb" ||
+        fail "cargo-deb $cargo_deb does not build"
+    rm -rf "$tools/build"
+}
+
 mkdir -p "$guest" "$tools"
 check_machine
 install_packages
 unpack_kernel
 unpack_prometheus
 build_vsock_device
+[ "${1:-}" != deb ] || build_cargo_deb

@@ -24,6 +24,7 @@ use crate::demand::slack::SlackWatch;
 use crate::demand::{Book, State};
 use crate::link::{DialError, Dialer, Peer};
 use crate::log::Chain;
+use crate::notify::Notifier;
 use crate::reclaim::{ReclaimError, Stop, carry_out};
 use crate::sensors::{SensorError, Sensors};
 use crate::serve::{self, Ask};
@@ -152,10 +153,13 @@ pub async fn run(settings: Settings) -> Result<(), AgentError> {
     let listener = serve::bind(&socket).map_err(|source| AgentError::Socket { path: socket.clone(), source })?;
     let (asks_in, mut asks) = mpsc::channel(ASKS);
     tokio::spawn(serve::accept(listener, asks_in));
+    let mut notifier = Notifier::from_environment();
+    notifier.ready();
     let mut now = clock::now();
     let result = loop {
         // One reading of the clock a turn: under emulation each costs as much as a look at free memory.
-        let wait = agent.next_wake(now) - now;
+        notifier.alive(now);
+        let wait = agent.next_wake(now).min(notifier.due()) - now;
         let result = tokio::select! {
             biased;
             _ = terminate.recv() => break Ok(()),
@@ -173,6 +177,7 @@ pub async fn run(settings: Settings) -> Result<(), AgentError> {
             break result;
         }
     };
+    notifier.stopping();
     agent.stop(&socket).await;
     result
 }

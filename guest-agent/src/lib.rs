@@ -11,12 +11,14 @@
 
 pub mod absorber;
 pub mod agent;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod demand;
 pub mod link;
 pub mod log;
 pub mod need;
+pub mod notify;
 pub mod process;
 pub mod reclaim;
 pub mod sensors;

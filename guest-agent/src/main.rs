@@ -3,104 +3,20 @@
 mod once;
 
 use anyhow::Context;
-use ballast_guest::config::{Config, DEFAULT_SOCKET};
-use ballast_guest::link::Peer;
+use ballast_guest::cli::{Cli, Command, Need, Run};
+use ballast_guest::config::Config;
 use ballast_guest::status::Status;
 use ballast_guest::{agent, need, process};
-use ballast_protocol::{Bytes, Micros};
-use clap::{Args, Parser, Subcommand};
+use clap::Parser;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Threads for connecting and for dropping page cache; each at most once at a time.
 const BLOCKING_THREADS: usize = 3;
 /// Their stacks: no deep calls there.
 const STACK: usize = 128 << 10;
-
-/// Ballast's guest agent: tells the host about memory that is about to be used.
-#[derive(Debug, Parser)]
-#[command(name = "ballast-guest", version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Run the agent.
-    Run(Run),
-    /// Wait until memory is really there, then run a command. The lease ends with it.
-    ///
-    /// Exit status: the command's; 124 when the memory will not be there, 125 when no agent answers, 126 when the
-    /// command cannot be run, 127 when it is not found.
-    Need(Need),
-    /// Read all sensors once.
-    Once {
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-        /// Where /proc and /sys begin.
-        #[arg(long, default_value = "/")]
-        root: PathBuf,
-    },
-    /// Ask the running agent.
-    Status {
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-        /// The agent's socket.
-        #[arg(long, default_value = DEFAULT_SOCKET)]
-        socket: PathBuf,
-    },
-}
-
-#[derive(Debug, Args)]
-struct Run {
-    /// The configuration file [default: /etc/ballast/guest.toml, which may be missing].
-    #[arg(long)]
-    config: Option<PathBuf>,
-    /// The host agent's vsock port [default: 9150].
-    #[arg(long)]
-    port: Option<u32>,
-    /// The host agent's CID [default: 2, the host]; 1 is this machine itself.
-    #[arg(long)]
-    cid: Option<u32>,
-    /// Hold back workloads that outrun the host, by memory.high of their cgroups.
-    #[arg(long, conflicts_with = "no_absorber")]
-    absorber: bool,
-    /// Never do that, whatever the configuration says.
-    #[arg(long)]
-    no_absorber: bool,
-    /// The workloads' cgroups, separated by commas.
-    #[arg(long, value_delimiter = ',')]
-    workloads: Option<Vec<String>>,
-    /// The socket for `need` and `status` [default: /run/ballast/guest.sock].
-    #[arg(long)]
-    socket: Option<PathBuf>,
-    /// Where /proc and /sys begin.
-    #[arg(long, default_value = "/")]
-    root: PathBuf,
-    /// For development: dial unix:/path instead of vsock.
-    #[arg(long, hide = true)]
-    connect: Option<Peer>,
-}
-
-#[derive(Debug, Args)]
-struct Need {
-    /// How much, for example 512MiB or 2G.
-    size: Bytes,
-    /// Without a command: hold the lease so long, for example 90s.
-    #[arg(long = "for", value_parser = need::parse_duration, conflicts_with = "command")]
-    hold: Option<Micros>,
-    /// The agent's socket.
-    #[arg(long, default_value = DEFAULT_SOCKET)]
-    socket: PathBuf,
-    /// The command and its arguments.
-    #[arg(last = true)]
-    command: Vec<String>,
-}
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {

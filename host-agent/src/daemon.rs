@@ -25,12 +25,13 @@ use crate::host_memory;
 use crate::hypervisor;
 use crate::journal::{Journal, JournalError, Record};
 use crate::metrics::{self, Depth, Metrics, Snapshot};
+use crate::notify::Notifier;
 use crate::prober::{self, ProbeStatus, Prober, Target};
 use crate::session::{self, Admission, Opening};
 use crate::transport::{Listener, Peer, Stream};
 use crate::web;
 use ballast_planner::{Input, LawSettings, Planner, VmName, VmStatus};
-use ballast_protocol::{Answer, GuestMessage, Hello, HostMessage, Micros, Refusal, Shortfall, Verdict};
+use ballast_protocol::{Answer, Bytes, GuestMessage, Hello, HostMessage, Micros, Refusal, Shortfall, Verdict};
 pub use discover::{Backend, Backends};
 pub use reload::Reloaded;
 use std::collections::{BTreeMap, VecDeque};
@@ -178,6 +179,7 @@ pub struct Daemon {
     web: Option<SocketAddr>,
     /// Whether the host's memory could be read last time: a failure is told once.
     host_read: bool,
+    notifier: Notifier,
 }
 
 impl std::fmt::Debug for Daemon {
@@ -234,6 +236,7 @@ impl Daemon {
             started: std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |d| d.as_secs_f64()),
             web,
             host_read: true,
+            notifier: Notifier::from_environment(),
         })
     }
 
@@ -270,10 +273,15 @@ impl Daemon {
             .ok();
         let mut next_host = tokio::time::Instant::now();
         self.rediscover();
+        // Not when they have answered: a libvirtd that is away is waited for, and guests come by vsock meanwhile.
+        self.tell_status();
+        self.notifier.ready();
         tokio::pin!(stop);
         let mut next_discovery = tokio::time::Instant::now() + discover::EVERY;
         let mut next_look = tokio::time::Instant::now();
         loop {
+            self.notifier.alive();
+            let alive = self.notifier.due();
             if self.inbox.is_empty()
                 && let Some(journal) = &mut self.journal
             {
@@ -291,6 +299,8 @@ impl Daemon {
                 },
                 (peer, stream) = self.listener.accept() => self.connected(peer, stream),
                 () = sleep_until(wake), if deadline.is_some() => self.input(Input::Wake),
+                // Only to begin another turn.
+                () = sleep_until(alive.unwrap_or(next_discovery)), if alive.is_some() => {}
                 () = sleep_until(next_host) => {
                     next_host = tokio::time::Instant::now() + host_memory::EVERY;
                     if self.config.budget.is_none() && self.planner.law().needs_host() {
@@ -304,10 +314,28 @@ impl Daemon {
                 () = sleep_until(next_discovery) => {
                     next_discovery = tokio::time::Instant::now() + discover::EVERY;
                     self.look_regularly();
+                    self.tell_status();
                 }
             }
         }
+        self.notifier.stopping();
         self.drain().await;
+    }
+
+    /// The line that `systemctl status` shows, as old as the last look for VMs.
+    fn tell_status(&mut self) {
+        let mut text = format!("{} VMs, {} with an agent", self.vms.len(), self.sessions.len());
+        let away = self.backends.status().iter().filter(|b| b.error.is_some()).count();
+        if away > 0 {
+            text += &format!(", {away} hypervisors do not answer");
+        }
+        if let Some(host) = self.planner.host_status(self.clock.now()).filter(|h| h.short > Bytes::ZERO) {
+            text += &format!(", the host is short by {}", host.short);
+        }
+        if self.is_dry_run() {
+            text += ", a dry run";
+        }
+        self.notifier.status(text);
     }
 
     async fn event(&mut self, event: Event) {

@@ -21,6 +21,7 @@ pub mod hypervisor;
 pub mod journal;
 pub mod logs;
 pub mod metrics;
+pub mod notify;
 pub mod prober;
 pub mod replay;
 pub mod session;

@@ -4,9 +4,9 @@
 
 mod commands;
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
-use commands::{Ask, operate};
+use anyhow::{Context, Result};
+use clap::{CommandFactory, Parser, Subcommand};
+use commands::{Ask, SOCKET, generate, operate};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -76,7 +76,32 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write man pages or shell completions into a folder, for packagers.
+    #[command(hide = true)]
+    Generate {
+        /// Which.
+        what: generate::What,
+        /// The folder.
+        directory: PathBuf,
+    },
 }
+
+/// What the man page says beside the command line.
+const MANUAL: &[generate::Section<'_>] = &[
+    (
+        "ENVIRONMENT",
+        &[("BALLAST_LOG", "What the daemon logs: error, warn, info (the default), debug or trace, also per module.")],
+    ),
+    (
+        "FILES",
+        &[
+            (CONFIG, "The configuration. Every key with its default: /usr/share/doc/ballast-host/examples/host.toml."),
+            (SOCKET, "Where the commands find the daemon; for root and the group ballast."),
+            ("/var/lib/ballast/journal", "Every input and every decision, for explain and replay."),
+        ],
+    ),
+    ("SEE ALSO", &[("ballast-guest(8), systemctl(1), virsh(1)", "The agent in the guests, the service, libvirt.")]),
+];
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
@@ -104,5 +129,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Reload(ask) => operate::reload(&ask),
         Command::Doctor { config, json } => commands::examine(&config, json),
         Command::Replay { journal, json } => commands::repeat(&journal, json),
+        Command::Generate { what, directory } => {
+            generate::write(Cli::command(), what, &directory, MANUAL)
+                .with_context(|| format!("writing into {}", directory.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What each command of `ballast-host` does; `main` reads the arguments and comes here.
 
+pub mod generate;
 pub mod operate;
 pub mod run;
 pub mod when;
@@ -15,7 +16,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const SOCKET: &str = "/run/ballast/control.sock";
+pub const SOCKET: &str = "/run/ballast/control.sock";
 
 /// Where the daemon is, and how its answer is wanted.
 #[derive(Debug, Args)]

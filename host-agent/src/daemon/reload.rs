@@ -43,6 +43,7 @@ struct Merged {
 impl Daemon {
     /// Reads the file again and applies what can be.
     pub(super) async fn reload(&mut self) -> Reloaded {
+        self.notifier.reloading();
         let file = self.config.file.clone();
         let merged = Config::examine(&file).map_err(|e| e.to_string()).and_then(|new| merge(&self.config, new));
         let reloaded = match merged {
@@ -59,6 +60,7 @@ impl Daemon {
         }
         let (changed, refused) = (reloaded.changed.len(), reloaded.refused.len());
         tracing::info!(file = %file.display(), changed, refused, "the configuration was read again");
+        self.notifier.ready();
         reloaded
     }
 
