@@ -338,7 +338,9 @@ impl Host {
     /// Writes its file anew. What comes first in `config` may be keys of [daemon].
     pub fn configure(&self, config: &str) {
         let (path, here) = (self.folder.join("host.toml"), self.folder.display());
-        let daemon = format!("[daemon]\nstate-dir = \"{here}/state\"\ncontrol-socket = \"{here}/control\"\n");
+        let daemon = format!(
+            "[metrics]\nenabled = false\n[daemon]\nstate-dir = \"{here}/state\"\ncontrol-socket = \"{here}/control\"\n"
+        );
         std::fs::write(path, daemon + config).unwrap();
     }
 
