@@ -23,6 +23,7 @@ pub mod prober;
 pub mod replay;
 pub mod session;
 pub mod show;
+pub mod top;
 pub mod transport;
 
 /// An error and all its causes in one line, for logs and journals.
