@@ -69,7 +69,7 @@ pub async fn run(
     let mut every = Duration::from_secs(1);
     // All VMs are found at once when the daemon starts: their looks are spread over the second by their names.
     let mut next_look = Instant::now() + every.mul_f64(spread(&state.vm));
-    let mut next_statistics = Some(Instant::now());
+    let mut next_statistics = Some(next_look);
     let mut has_agent = false;
     loop {
         let statistics_at = next_statistics.unwrap_or_else(|| Instant::now() + polling.every);
