@@ -8,6 +8,7 @@
 
 mod check;
 mod law;
+mod metrics;
 mod overrides;
 mod probing;
 mod raw;
@@ -26,6 +27,8 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer, ValueDeserializer};
 
+pub use metrics::Metrics;
+
 /// What the daemon is to do. Made by [`Config::load`] and [`Config::parse`] only, which check it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -37,6 +40,8 @@ pub struct Config {
     pub journal: Journal,
     /// libvirt, when it is to be used.
     pub libvirt: Option<Libvirt>,
+    /// Metrics and status page, when they are to be served.
+    pub metrics: Option<Metrics>,
     /// The prober.
     pub prober: prober::Settings,
     /// What the host counts as having, all VMs together; `None`: what its kernel says.

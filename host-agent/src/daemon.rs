@@ -15,6 +15,7 @@ mod discover;
 mod dispatch;
 mod operate;
 pub mod reload;
+mod seen;
 
 use crate::actuator::{self, Command, Polling};
 use crate::clock::Clock;
@@ -23,15 +24,18 @@ use crate::control;
 use crate::host_memory;
 use crate::hypervisor;
 use crate::journal::{Journal, JournalError, Record};
+use crate::metrics::{self, Depth, Metrics, Snapshot};
 use crate::notify::Notifier;
 use crate::prober::{self, ProbeStatus, Prober, Target};
 use crate::session::{self, Admission, Opening};
 use crate::transport::{Listener, Peer, Stream};
+use crate::web;
 use ballast_planner::{Input, LawSettings, Planner, VmName, VmStatus};
 use ballast_protocol::{Answer, Bytes, GuestMessage, Hello, HostMessage, Micros, Refusal, Shortfall, Verdict};
 pub use discover::{Backend, Backends};
 pub use reload::Reloaded;
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::path::Path;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -106,6 +110,13 @@ pub enum Event {
     Probed(ProbeStatus),
     /// Somebody asks.
     Query(control::Query),
+    /// Metrics or the page are wanted.
+    Look {
+        /// How much of it.
+        depth: Depth,
+        /// Where to.
+        reply: oneshot::Sender<Box<Snapshot>>,
+    },
     /// The configuration file is to be read again; what came of it is told.
     Reload(oneshot::Sender<Reloaded>),
 }
@@ -125,6 +136,9 @@ pub enum StartError {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] control::ServeError),
+    /// Metrics and the status page.
+    #[error(transparent)]
+    Web(#[from] web::Error),
 }
 
 struct Managed {
@@ -159,6 +173,10 @@ pub struct Daemon {
     probing: JoinHandle<()>,
     probed: BTreeMap<VmName, ProbeStatus>,
     operated: operate::Operated,
+    metrics: Metrics,
+    /// When the clock began, seconds since 1970.
+    started: f64,
+    web: Option<SocketAddr>,
     /// Whether the host's memory could be read last time: a failure is told once.
     host_read: bool,
     notifier: Notifier,
@@ -181,6 +199,10 @@ impl Daemon {
         let planner = Planner::new();
         // First the sockets: they tell whether another daemon is at work, whose journal must not be moved aside.
         control::serve(&config.daemon.control_socket, config.daemon.control_group.as_deref(), events.clone()).await?;
+        let web = match &config.metrics {
+            Some(settings) => Some(web::serve(settings, events.clone()).await?),
+            None => None,
+        };
         let listener = Listener::bind(&config).await?;
         let journal = if config.journal.enabled {
             Some(Journal::begin(&config.journal.path, config.journal.max_size.0, &planner, clock.now())?)
@@ -210,9 +232,18 @@ impl Daemon {
             probing,
             probed: BTreeMap::new(),
             operated,
+            metrics: Metrics::default(),
+            started: std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |d| d.as_secs_f64()),
+            web,
             host_read: true,
             notifier: Notifier::from_environment(),
         })
+    }
+
+    /// Where metrics and the status page are, if they are served.
+    #[must_use]
+    pub const fn web(&self) -> Option<SocketAddr> {
+        self.web
     }
 
     /// Runs until `stop` resolves, then drains: orders under way are finished, guests are told, sockets removed.
@@ -221,6 +252,7 @@ impl Daemon {
             vms = self.config.vms.len(),
             law = %self.config.law.name(),
             control = %self.config.daemon.control_socket.display(),
+            page = self.web.map(|address| format!("http://{address}/")),
             "ballast-host runs"
         );
         let (law, budget, reserve) = (self.config.law.clone(), self.config.budget, self.config.reserve);
@@ -246,6 +278,7 @@ impl Daemon {
         self.notifier.ready();
         tokio::pin!(stop);
         let mut next_discovery = tokio::time::Instant::now() + discover::EVERY;
+        let mut next_look = tokio::time::Instant::now();
         loop {
             self.notifier.alive();
             let alive = self.notifier.due();
@@ -273,6 +306,10 @@ impl Daemon {
                     if self.config.budget.is_none() && self.planner.law().needs_host() {
                         self.read_host();
                     }
+                }
+                () = sleep_until(next_look), if self.web.is_some() => {
+                    next_look = tokio::time::Instant::now() + metrics::EVERY;
+                    self.metrics.look(self.clock.now(), &self.planner);
                 }
                 () = sleep_until(next_discovery) => {
                     let round = self.look_regularly();
@@ -313,12 +350,17 @@ impl Daemon {
                 let at = self.clock.now();
                 self.record(&Record::Clock { at, vm, offset, round_trip });
             }
-            Event::Issued { vm, order, at, took } => self.record(&Record::Issued { at, vm, order, took }),
+            Event::Issued { vm, order, at, took } => {
+                self.metrics.issued(order, at, took);
+                self.record(&Record::Issued { at, vm, order, took });
+            }
             Event::Rediscover(vm) => self.rediscover_vm(&vm),
             Event::Discovered { backend, vms } => self.discovered(backend, vms),
             Event::Hypervisor(event) => self.hypervisor_event(event),
             Event::Probed(status) => drop(self.probed.insert(status.vm.clone(), status)),
             Event::Query(query) => self.query(query),
+            // Whoever asked may have gone.
+            Event::Look { depth, reply } => drop(reply.send(Box::new(self.look(depth)))),
             Event::Reload(reply) => {
                 let reloaded = self.reload().await;
                 // Who asked may have gone.
@@ -341,12 +383,16 @@ impl Daemon {
             journal.write(&Record::Input { at, input: input.clone() });
         }
         let vm = if let Input::Running { vm, .. } | Input::Vm { vm, .. } = &input { Some(vm.clone()) } else { None };
+        let quiet_end = seen::quiet_end(&input);
         self.planner.handle(at, input);
         if let Some(vm) = vm {
             self.tell_running(&vm);
         }
         while let Some(action) = self.planner.poll_action() {
             self.dispatch(at, action);
+        }
+        if let Some(vm) = quiet_end {
+            self.heard(at, &vm);
         }
     }
 
@@ -366,6 +412,7 @@ impl Daemon {
     }
 
     fn guest(&mut self, vm: VmName, received: Micros, message: GuestMessage) {
+        self.hear(&vm, received, &message);
         if let GuestMessage::Demand(demand) = &message {
             let id = demand.id;
             if self.planner.vm(&vm).is_none() {

@@ -4,7 +4,8 @@
 //!   config -> daemon (planner, journal) -> session (one per guest)  <-vsock-> guest agent
 //!                    |                  -> actuator (one per VM)    -> hypervisor (QMP, libvirt)
 //!                    |  -> prober (one)               -> iperf3 in the guest
-//!                    '-> control (an HTTP API)          replay, doctor: beside the daemon, not in it
+//!                    |-> control (an HTTP API)          replay, doctor: beside the daemon, not in it
+//!                    '-> metrics, web                -> Prometheus, browsers
 //! ```
 
 #![deny(unsafe_code)]
@@ -18,6 +19,8 @@ pub mod doctor;
 pub mod host_memory;
 pub mod hypervisor;
 pub mod journal;
+pub mod logs;
+pub mod metrics;
 pub mod notify;
 pub mod prober;
 pub mod replay;
@@ -25,6 +28,7 @@ pub mod session;
 pub mod show;
 pub mod top;
 pub mod transport;
+pub mod web;
 
 /// An error and all its causes in one line, for logs and journals.
 #[must_use]

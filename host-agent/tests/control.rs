@@ -51,7 +51,7 @@ impl Host {
     fn configure(&self, daemon: &str, rest: &str) {
         let path = self.folder.display();
         let text = format!(
-            "[daemon]\nstate-dir = \"{path}/state\"\ncontrol-socket = \"{path}/control\"\nvsock = false\n{daemon}\n{rest}"
+            "[metrics]\nenabled = false\n[daemon]\nstate-dir = \"{path}/state\"\ncontrol-socket = \"{path}/control\"\nvsock = false\n{daemon}\n{rest}"
         );
         std::fs::write(self.folder.join("host.toml"), text).unwrap();
     }
@@ -677,7 +677,7 @@ fn who_may_use_the_socket_is_a_matter_of_its_group() {
     let other = folder();
     let config = other.path().join("host.toml");
     let text = format!(
-        "[daemon]\nstate-dir = \"{0}\"\ncontrol-socket = \"{0}/control\"\nvsock = false\ncontrol-group = \"ballastt\"\n{1}",
+        "[metrics]\nenabled = false\n[daemon]\nstate-dir = \"{0}\"\ncontrol-socket = \"{0}/control\"\nvsock = false\ncontrol-group = \"ballastt\"\n{1}",
         other.path().display(),
         web.table("")
     );

@@ -44,7 +44,7 @@ impl Host {
         let (config, path) = (folder.join("host.toml"), folder.display());
         let vm = |name: &str| format!("[[vm]]\nname = \"{name}\"\nqmp = \"{}\"\n", directory.join(name).display());
         let text = format!(
-            "[daemon]\nstate-dir = \"{path}\"\ncontrol-socket = \"{path}/control\"\n[law]\nname = \"{law}\"\n{more}\n{}{}\
+            "[metrics]\nenabled = false\n[daemon]\nstate-dir = \"{path}\"\ncontrol-socket = \"{path}/control\"\n[law]\nname = \"{law}\"\n{more}\n{}{}\
              fixed-size = \"128MiB\"\n",
             vm("b"),
             vm("a"),

@@ -51,7 +51,7 @@ impl Host {
         let config = libvirtd.directory().join("host.toml");
         // No AF_VSOCK on the machine that tests: the one agent arrives by the hybrid socket of its VM.
         let text = format!(
-            "[daemon]\nstate-dir = \"{folder}/state\"\ncontrol-socket = \"{folder}/control\"\nvsock = false\n\
+            "[metrics]\nenabled = false\n[daemon]\nstate-dir = \"{folder}/state\"\ncontrol-socket = \"{folder}/control\"\nvsock = false\n\
              [libvirt]\nuri = \"{}\"\n[[vm]]\nname = \"talks\"\nvsock = \"{folder}/vsock\"\n",
             libvirtd.uri()
         );

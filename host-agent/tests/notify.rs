@@ -50,7 +50,7 @@ fn rude_qemu(path: &Path) {
 fn start(folder: &Path, manager: &Path) -> Dependant {
     let (config, path) = (folder.join("host.toml"), folder.display());
     let text = format!(
-        "[daemon]\nstate-dir = \"{path}\"\ncontrol-socket = \"{path}/control\"\n\
+        "[metrics]\nenabled = false\n[daemon]\nstate-dir = \"{path}\"\ncontrol-socket = \"{path}/control\"\n\
          [[vm]]\nname = \"a\"\nqmp = \"{path}/a.qmp\"\n"
     );
     std::fs::write(&config, text).unwrap();

@@ -71,6 +71,8 @@ impl HostAgent {
         let journal = config.entry("journal").or_insert_with(|| Table::new().into());
         let journal = journal.as_table_mut().context("`journal` is not a table")?;
         journal.insert("path".into(), path(&folder.file("state").join("journal")));
+        // Many run at once on one machine, some of them where not even the loopback interface is up.
+        config.entry("metrics").or_insert_with(|| Table::from_iter([("enabled".to_owned(), false.into())]).into());
         std::fs::create_dir(folder.file("state"))?;
         std::fs::write(folder.file("config.toml"), toml::to_string(&config)?)?;
         let mut agent = Self { process: None, network, folder };

@@ -508,7 +508,7 @@ impl fmt::Display for Holding {
             Self::Distrusted => f.write_str("the guest's reports are not believed"),
             Self::AtMinimum => f.write_str("at the configured minimum, or a lease"),
             Self::AtFloor => f.write_str("at the floor the guest states"),
-            Self::Exempt => f.write_str("exempt by configuration"),
+            Self::Exempt => f.write_str("exempt: hands off"),
             Self::NoBalloon => f.write_str("the VM has no balloon device"),
             Self::NoDeflateOnOom => f.write_str("deflate-on-oom (libvirt: autodeflate='on') is off"),
             Self::Paused => f.write_str("the VM is paused"),

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use ballast_host::config::Config;
 use ballast_host::daemon::Daemon;
+use ballast_host::logs;
 use std::path::Path;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,8 +15,7 @@ pub fn run(config: &Path, check: bool) -> Result<ExitCode> {
         println!("{}: ok, {} VMs named", config.file.display(), config.vms.len());
         return Ok(ExitCode::SUCCESS);
     }
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BALLAST_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    logs::start();
     raise_file_limit();
     // Two workers: one for the daemon's task, one for sessions, so that a burst of reports never delays a decision.
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -2,7 +2,7 @@
 
 use super::overrides::{self, Overrides};
 use super::{
-    Address, Config, ConfigError, Daemon, Examined, Journal, Libvirt, RefusedVm, Source, Vm, law, probing, raw,
+    Address, Config, ConfigError, Daemon, Examined, Journal, Libvirt, RefusedVm, Source, Vm, law, metrics, probing, raw,
 };
 use ballast_planner::{VmName, VmSettings};
 use ballast_protocol::{Bytes, DEFAULT_PORT};
@@ -48,6 +48,7 @@ pub(super) fn check(
     let control_group = group(source, daemon.control_group.as_ref())?;
     let journal = journal(source, &raw.journal, &state_dir)?;
     let libvirt = libvirt(source, raw.libvirt.as_ref())?;
+    let metrics = metrics::check(source, &raw.metrics)?;
     let prober = probing::settings(source, &raw.prober)?;
     let (budget, reserve) = pool(source, &raw.host)?;
     let (law, laws) = law::check(source, &raw.law)?;
@@ -87,6 +88,7 @@ pub(super) fn check(
         },
         journal,
         libvirt,
+        metrics,
         prober,
         budget,
         reserve,

@@ -1,6 +1,6 @@
 //! The file as it is written: every field optional, every value with its place.
 
-use super::{OnExit, Overrides, law};
+use super::{OnExit, Overrides, law, metrics};
 use ballast_planner::{Class, Ratio};
 use ballast_protocol::{Bytes, Micros};
 use serde::Deserialize;
@@ -16,6 +16,7 @@ pub(super) struct Root {
     pub daemon: Daemon,
     pub journal: Journal,
     pub libvirt: Option<Libvirt>,
+    pub metrics: metrics::Raw,
     pub prober: Prober,
     pub host: Host,
     pub law: law::Law,

@@ -53,6 +53,7 @@ impl Daemon {
                 self.remember(vm, at, notice.to_string());
             }
         }
+        self.decided(at, &action);
         self.record(&Record::Action { at, action });
     }
 

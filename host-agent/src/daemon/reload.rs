@@ -336,9 +336,15 @@ fn keep_what_is_bound(old: &Config, new: &mut Config, refused: &mut Vec<String>)
     stays("[journal] enabled", &old.journal.enabled, &new.journal.enabled);
     stays("[journal] path", &old.journal.path.display(), &new.journal.path.display());
     stays("[libvirt]", &uri(old), &uri(new));
+    let metrics = |config: &Config| match &config.metrics {
+        Some(metrics) => [&[metrics.listen.to_string()], metrics.names.as_slice()].concat().join(" "),
+        None => "off".to_owned(),
+    };
+    stays("[metrics]", &metrics(old), &metrics(new));
     new.daemon = crate::config::Daemon { on_exit: b.on_exit, dry_run: b.dry_run, ..a.clone() };
     new.journal = crate::config::Journal { max_size: new.journal.max_size, ..old.journal.clone() };
     new.libvirt = old.libvirt.clone();
+    new.metrics = old.metrics.clone();
 }
 
 /// What differs between two settings, for people.

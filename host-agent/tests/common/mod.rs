@@ -6,6 +6,7 @@
 // Each test file is a crate of its own and uses its share.
 #![allow(dead_code)]
 
+pub mod fake;
 pub mod libvirtd;
 pub mod quiet;
 pub mod schema;

@@ -338,7 +338,9 @@ impl Host {
     /// Writes its file anew. What comes first in `config` may be keys of [daemon].
     pub fn configure(&self, config: &str) {
         let (path, here) = (self.folder.join("host.toml"), self.folder.display());
-        let daemon = format!("[daemon]\nstate-dir = \"{here}/state\"\ncontrol-socket = \"{here}/control\"\n");
+        let daemon = format!(
+            "[metrics]\nenabled = false\n[daemon]\nstate-dir = \"{here}/state\"\ncontrol-socket = \"{here}/control\"\n"
+        );
         std::fs::write(path, daemon + config).unwrap();
     }
 
@@ -426,7 +428,11 @@ impl Drop for Host {
 }
 
 fn binary() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_ballast-host"))
+    // Not `env!`: this module is compiled by the benchmark and the tests of the Debian image too, which do not call it.
+    let Some(path) = option_env!("CARGO_BIN_EXE_ballast-host") else {
+        panic!("cargo names it to its own package only")
+    };
+    Path::new(path)
 }
 
 /// A folder whose name leaves room in a socket's path.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use toml::Table as Settings;
 
 /// Boots of each kind.
-const BOOTS: usize = 7;
+const BOOTS: usize = 5;
 const SPAN: Duration = Duration::from_secs(60);
 /// The balloon has come to rest when it has not moved for this long.
 const REST: Duration = Duration::from_secs(8);

@@ -88,7 +88,7 @@ fn what_is_bound_stays_and_needs_a_restart() {
     for what in [
         "[daemon] state-dir stays /var/lib/ballast until ballast-host is restarted; the file says /s",
         "[daemon] control-socket stays /run/ballast/control.sock until",
-        "[daemon] control-group stays unset until ballast-host is restarted; the file says vms",
+        "[daemon] control-group stays the daemon's own until ballast-host is restarted; the file says vms",
         "[daemon] port stays 9150 until ballast-host is restarted; the file says 9999",
         "[journal] enabled stays true until",
         "[journal] path stays /var/lib/ballast/journal until",
