@@ -14,7 +14,7 @@ export DEBIAN_MIRROR ?=
 COUNT ?= 300
 SEED ?= 1
 
-.PHONY: help setup build image bundle image-debian snippets workload image-host deb test-deb demo test bench spikes lab lab-smoke lint clean
+.PHONY: help setup build image bundle image-debian snippets workload image-host deb test-deb demo test bench spikes fleet lab lab-smoke lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -73,6 +73,11 @@ spikes: image ## random bursts against the pair; COUNT=1000 SEED=1, target/spike
 	@echo "==> building the host agent and the lab"
 	@cargo build --quiet --release -p ballast-host -p ballast-tests
 	@"$$CARGO_TARGET_DIR/release/ballast-lab" spikes --count $(COUNT) --seed $(SEED)
+
+fleet: ## a thousand simulated VMs around a real daemon: time to an order, CPU, memory; target/fleet/summary.json
+	@echo "==> building the host agent and the lab"
+	@cargo build --quiet --release -p ballast-host -p ballast-tests
+	@"$$CARGO_TARGET_DIR/release/ballast-lab" fleet
 
 lab: image workload ## laws against workloads, 45 minutes: target/lab/{report.html,summary.json,summary.csv}; goes on where it stopped
 	@echo "==> building the host agent and the lab"

@@ -32,6 +32,10 @@ impl Polling {
     }
 }
 
+/// A look is not repeated before it has rested for so many times what it took. A thousand balloons that move at once,
+/// each looked at every 25 ms, would ask for 40,000 looks a second, and orders would wait behind them.
+const REST: u32 = 20;
+
 /// What an actuator is told.
 #[derive(Debug)]
 pub enum Command {
@@ -63,8 +67,9 @@ pub async fn run(
 ) {
     let mut state = Actuator { vm, hypervisor, events, clock, told: None, reachable: true };
     let mut every = Duration::from_secs(1);
-    let mut next_look = Instant::now() + every;
-    let mut next_statistics = Some(Instant::now());
+    // All VMs are found at once when the daemon starts: their looks are spread over the second by their names.
+    let mut next_look = Instant::now() + every.mul_f64(spread(&state.vm));
+    let mut next_statistics = Some(next_look);
     let mut has_agent = false;
     loop {
         let statistics_at = next_statistics.unwrap_or_else(|| Instant::now() + polling.every);
@@ -105,9 +110,11 @@ pub async fn run(
                 }
             }
             () = sleep_until(next_look) => {
+                let begun = Instant::now();
                 state.look().await;
                 // While the hypervisor is away, asking often helps nobody.
-                next_look = Instant::now() + if state.reachable { every } else { Duration::from_secs(1) };
+                let rest = every.max(begun.elapsed() * REST);
+                next_look = Instant::now() + if state.reachable { rest } else { Duration::from_secs(1) };
             }
             () = sleep_until(statistics_at), if next_statistics.is_some() => {
                 state.statistics().await;
@@ -115,6 +122,14 @@ pub async fn run(
             }
         }
     }
+}
+
+/// A part of one that is each name's own.
+fn spread(vm: &VmName) -> f64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    vm.hash(&mut hasher);
+    f64::from(hasher.finish() as u16) / f64::from(u16::MAX)
 }
 
 struct Actuator {
@@ -158,7 +173,7 @@ impl Actuator {
             Ok(actual) => {
                 if !self.reachable {
                     self.reachable = true;
-                    let _ = self.events.send(Event::Rediscover).await;
+                    let _ = self.events.send(Event::Rediscover(self.vm.clone())).await;
                 }
                 if self.told != Some(actual) {
                     self.told = Some(actual);
@@ -170,7 +185,7 @@ impl Actuator {
                 self.reachable = false;
                 self.told = None;
                 self.tell(Input::HypervisorLost { vm: self.vm.clone() }).await;
-                let _ = self.events.send(Event::Rediscover).await;
+                let _ = self.events.send(Event::Rediscover(self.vm.clone())).await;
             }
             Err(_) => {}
         }

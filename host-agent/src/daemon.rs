@@ -95,8 +95,8 @@ pub enum Event {
         /// How long it took.
         took: Micros,
     },
-    /// The hypervisors should be asked anew which VMs there are.
-    Rediscover,
+    /// The hypervisors that may have this VM should be asked anew.
+    Rediscover(VmName),
     /// A hypervisor answered which VMs there are.
     Discovered {
         /// Which hypervisor.
@@ -312,9 +312,11 @@ impl Daemon {
                     self.metrics.look(self.clock.now(), &self.planner);
                 }
                 () = sleep_until(next_discovery) => {
-                    next_discovery = tokio::time::Instant::now() + discover::EVERY;
-                    self.look_regularly();
-                    self.tell_status();
+                    let round = self.look_regularly();
+                    next_discovery = tokio::time::Instant::now() + round.pause;
+                    if round.is_complete {
+                        self.tell_status();
+                    }
                 }
             }
         }
@@ -352,7 +354,7 @@ impl Daemon {
                 self.metrics.issued(order, at, took);
                 self.record(&Record::Issued { at, vm, order, took });
             }
-            Event::Rediscover => self.rediscover(),
+            Event::Rediscover(vm) => self.rediscover_vm(&vm),
             Event::Discovered { backend, vms } => self.discovered(backend, vms),
             Event::Hypervisor(event) => self.hypervisor_event(event),
             Event::Probed(status) => drop(self.probed.insert(status.vm.clone(), status)),

@@ -26,6 +26,7 @@ pub mod prober;
 pub mod replay;
 pub mod session;
 pub mod show;
+pub mod top;
 pub mod transport;
 pub mod web;
 

@@ -40,6 +40,15 @@ enum Command {
         #[command(flatten)]
         ask: Ask,
     },
+    /// Watch all VMs on one screen: sizes, use, demands, floors, pressure, service levels, decisions. `q` ends it.
+    Top {
+        /// The daemon's control socket; otherwise the configuration names it.
+        #[arg(long)]
+        socket: Option<PathBuf>,
+        /// The daemon's configuration.
+        #[arg(long, short, default_value = CONFIG)]
+        config: PathBuf,
+    },
     /// Keep a VM at a size, whatever it asks for.
     Hold(operate::Hold),
     /// No longer hold a VM.
@@ -118,6 +127,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Run { config, check } => commands::run::run(&config, check),
         Command::Status(ask) => commands::status(&ask),
         Command::Explain { vm, ask } => commands::explain(&vm, &ask),
+        Command::Top { socket, config } => commands::watch(socket, config),
         Command::Hold(args) => operate::hold(args),
         Command::Release(args) => operate::release(&args),
         Command::Exempt(args) => operate::exempt(&args),

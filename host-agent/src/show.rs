@@ -170,7 +170,7 @@ pub fn reclaimed(reclaimed: &Reclaimed) -> String {
 }
 
 /// The service level in a few characters.
-fn service(vm: &VmStatus) -> String {
+pub(crate) fn service(vm: &VmStatus) -> String {
     let Some(service) = &vm.service else { return "-".to_owned() };
     let low = if service.short { " LOW" } else { "" };
     match service.percent {

@@ -4,7 +4,8 @@
 //!   test ── Machine ── qemu, its guest memory (a memfd: `resident()`), vsock device, two QMP monitors
 //!     │        └────── Guest ── serial line 1 ── ballast-testd ── workloads in workload.slice
 //!     │        └────── Network ── a private one, with iperf3 on it
-//!     └── HostAgent ── ballast-host run --config ... ── the machine's second QMP monitor, its vsock socket
+//!     ├── HostAgent ── ballast-host run --config ... ── the machine's second QMP monitor, its vsock socket
+//!     └── Fleet ── a thousand VMs without QEMUs, for the same HostAgent
 //! ```
 //!
 //! Nothing survives the test that started it: children die with their parent, guest memory has no name, and what
@@ -18,6 +19,8 @@ pub mod wire;
 mod accel;
 #[cfg(feature = "lab")]
 mod children;
+#[cfg(feature = "lab")]
+pub mod fleet;
 #[cfg(feature = "lab")]
 mod guest;
 #[cfg(feature = "lab")]

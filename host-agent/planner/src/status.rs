@@ -32,6 +32,9 @@ pub struct VmStatus {
     pub headroom: Bytes,
     /// Pending demands, by the guest.
     pub pending: Option<Bytes>,
+    /// How long some task in the guest has waited for memory since its boot, by the guest (PSI `some`).
+    #[serde(default)]
+    pub pressure: Option<Micros>,
     /// `alive`, `lost` or `never`.
     pub agent: String,
     /// The agent's version and the guest's kernel.
@@ -101,6 +104,7 @@ impl VmStatus {
                 Agent::Never | Agent::Lost { .. } => statistics_margin(vm),
             },
             pending: telemetry.map(|t| t.pending),
+            pressure: telemetry.and_then(|t| t.memory_pressure).map(|p| p.some),
             agent: agent.to_owned(),
             guest,
             report_age: vm.telemetry.as_ref().map(|t| at - t.at),

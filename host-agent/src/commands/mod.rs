@@ -8,7 +8,7 @@ pub mod when;
 use crate::CONFIG;
 use anyhow::{Context, Result};
 use ballast_host::config::{Config, ConfigError};
-use ballast_host::{control, doctor, replay, show};
+use ballast_host::{control, doctor, replay, show, top};
 use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
@@ -67,6 +67,12 @@ pub fn status(ask: &Ask) -> Result<ExitCode> {
 pub fn explain(vm: &str, ask: &Ask) -> Result<ExitCode> {
     let explained: control::Explained = client()?.block_on(control::ask(&ask.socket()?, &of_vm(vm, "")))?;
     print(ask.json, &explained, show::explain)
+}
+
+/// `top`
+pub fn watch(socket: Option<PathBuf>, config: PathBuf) -> Result<ExitCode> {
+    top::run(&Ask { socket, config, json: false }.socket()?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// `doctor`

@@ -16,6 +16,7 @@ pub fn run(config: &Path, check: bool) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     logs::start();
+    raise_file_limit();
     // Two workers: one for the daemon's task, one for sessions, so that a burst of reports never delays a decision.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -38,4 +39,14 @@ pub fn run(config: &Path, check: bool) -> Result<ExitCode> {
     // A hypervisor call that hangs must not keep the daemon alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     Ok(ExitCode::SUCCESS)
+}
+
+/// A VM takes three descriptors: its agent's socket and session, and its monitor. The soft limit is 1,024 on most systems;
+/// the hard one is what we are allowed.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit on open files stays low: a few hundred VMs are the most");
+    }
 }

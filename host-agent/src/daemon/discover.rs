@@ -10,11 +10,15 @@ use ballast_protocol::GuestMessage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Duration;
 
 /// How often the hypervisors are asked although none said that anything changed.
 pub(super) const EVERY: Duration = Duration::from_secs(5);
+/// In so many parts at most, so that 1,000 monitors are not asked at one moment while an order waits behind them.
+const PARTS: usize = 200;
+/// Hypervisors that are asked at a time. One that hangs takes 2 s; orders do not wait for any of this.
+const ASKED_AT_ONCE: usize = 32;
 
 /// A hypervisor, and whether it answered last time.
 pub struct Backend {
@@ -63,6 +67,19 @@ pub struct Backends {
     events: Events,
     /// The first look after the start, until it is complete.
     first: Option<FirstLook>,
+    /// Whose turn it is at the next regular look.
+    turn: usize,
+    /// To ask one of them: a blocking thread for each of 1,000 at once would stay for good.
+    asking: Arc<Semaphore>,
+}
+
+/// A part of the regular look.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    /// Until the next part.
+    pub pause: Duration,
+    /// All have been asked since the last time that this was so.
+    pub is_complete: bool,
 }
 
 /// What a daemon that starts has been told so far. It hands the planner all VMs at once: one that is not known yet has
@@ -90,7 +107,14 @@ impl Backends {
                 }
             }
         });
-        let mut this = Self { all: BTreeMap::new(), next: 0, events: sender, first: None };
+        let mut this = Self {
+            all: BTreeMap::new(),
+            next: 0,
+            events: sender,
+            first: None,
+            turn: 0,
+            asking: Arc::new(Semaphore::new(ASKED_AT_ONCE)),
+        };
         for vm in &config.vms {
             if let Some(path) = &vm.qmp {
                 this.add_qmp(&vm.name, path);
@@ -142,7 +166,22 @@ impl Daemon {
         }
     }
 
-    /// The same, because something happened: who is being asked already is asked again.
+    /// Asks the hypervisors that may have this VM, because something happened to it: who is being asked already is asked
+    /// again.
+    pub(super) fn rediscover_vm(&mut self, vm: &VmName) {
+        let mut numbers = Vec::new();
+        for (number, backend) in &mut self.backends.all {
+            if backend.vm.as_ref().is_none_or(|only| only == vm) {
+                backend.again = backend.asked;
+                numbers.push(*number);
+            }
+        }
+        for number in numbers {
+            self.ask(number);
+        }
+    }
+
+    /// All of them, because something happened: who is being asked already is asked again.
     pub(super) fn rediscover_changed(&mut self) {
         for backend in self.backends.all.values_mut() {
             backend.again = backend.asked;
@@ -156,7 +195,10 @@ impl Daemon {
             return;
         }
         let (hypervisor, events) = (backend.hypervisor(), self.events.clone());
+        let asking = Arc::clone(&self.backends.asking);
         tokio::spawn(async move {
+            // Fails only when it is closed, which nobody does.
+            let _permit = asking.acquire_owned().await;
             let asked = tokio::task::spawn_blocking(move || hypervisor.vms()).await;
             let vms = match asked {
                 Ok(answer) => answer.map_err(|e| crate::chain(&e)),
@@ -166,10 +208,17 @@ impl Daemon {
         });
     }
 
-    /// The regular look. Who has not answered by then is not waited for any longer.
-    pub(super) fn look_regularly(&mut self) {
+    /// The regular look, at those whose turn it is. Who has not answered the first one by then is not waited for any longer.
+    pub(super) fn look_regularly(&mut self) -> Look {
         self.end_first_look();
-        self.rediscover();
+        let parts = self.backends.all.len().clamp(1, PARTS);
+        let turn = self.backends.turn % parts;
+        self.backends.turn = turn + 1;
+        for number in self.backends.all.keys().copied().skip(turn).step_by(parts).collect::<Vec<_>>() {
+            self.ask(number);
+        }
+        // At most `PARTS`, which fits.
+        Look { pause: EVERY / parts as u32, is_complete: turn + 1 == parts }
     }
 
     fn end_first_look(&mut self) {
@@ -334,7 +383,7 @@ impl Daemon {
             What::Resumed => {
                 if !self.vms.contains_key(&vm) {
                     // It has arrived.
-                    self.rediscover_changed();
+                    self.rediscover_vm(&vm);
                 }
                 self.input(Input::Running { vm, running: true });
             }
@@ -342,9 +391,9 @@ impl Daemon {
                 if let Some(known) = self.vms.get_mut(&vm)
                     && !std::mem::replace(&mut known.facts.migrating, true)
                 {
-                    self.input(Input::Migrating { vm, migrating: true });
+                    self.input(Input::Migrating { vm: vm.clone(), migrating: true });
                 }
-                self.rediscover_changed();
+                self.rediscover_vm(&vm);
             }
             What::Reset => {
                 // The agent went with the old kernel; its connection may linger in the vsock device.
@@ -355,7 +404,7 @@ impl Daemon {
             // Balloon sizes come from the actuators: this event is sent once a second at most, and late.
             What::BalloonMoved(_) => {}
             What::Started | What::Stopped | What::Changed | What::ConnectionLost(_) | What::ConnectionBack => {
-                self.rediscover_changed();
+                self.rediscover_vm(&vm);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What holds the balloons: one blocking trait, two implementors.
 //!
 //! ```text
-//!   actuator --spawn_blocking--> Hypervisor --+-- Qmp      one Unix socket and one thread: one QEMU
+//!   actuator --spawn_blocking--> Hypervisor --+-- Qmp      one Unix socket each, one thread: QEMUs
 //!                                             +-- Libvirt  one connection and one thread: all VMs of a libvirtd
 //!   daemon   <--mpsc---- Event <--------------+
 //! ```

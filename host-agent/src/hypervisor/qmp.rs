@@ -1,9 +1,9 @@
 //! QEMUs that no libvirt manages, by the QEMU Machine Protocol.
 //!
 //! ```text
-//!   caller --command, id--> socket                    one VM: one socket, one thread that reads it
-//!   caller <--reply by id-- reader thread <-- socket
-//!   daemon <----Event------ reader thread             the same thread reconnects when QEMU has gone
+//!   caller --command, id--> socket             one VM: one socket
+//!   caller <--reply by id-- reader <-- socket  one thread reads the sockets of all VMs
+//!   daemon <----Event------ reader             the same thread reconnects when a QEMU has gone
 //! ```
 //!
 //! A client of our own: we need a dozen commands, a deadline on each, bounded replies, reconnection, and an order that
@@ -21,11 +21,14 @@ use ballast_protocol::{Bytes, Micros};
 use link::Link;
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How often the guest's driver is to report, when nobody has set it: as often as anything without an agent is judged.
 const STATISTICS_PERIOD: u64 = 1;
+/// How long a VM's devices are remembered, when no event says that they changed: QEMU has none for plugging one. Asking
+/// for all of them each time would be six commands more for each VM every few seconds.
+const REMEMBERED: Duration = Duration::from_secs(60);
 /// Where user-made devices live in QEMU's object tree: with an id, and without.
 const PERIPHERALS: [&str; 2] = ["/machine/peripheral", "/machine/peripheral-anon"];
 
@@ -44,15 +47,27 @@ struct Known {
     connection: u64,
     /// The balloon device whose statistics are on.
     reporting: Option<String>,
-    /// The connection on which QEMU was asked to tell of migrations.
-    tells_migration: u64,
+    /// QEMU was asked to tell of migrations.
+    tells_migration: bool,
     age: Age,
+    /// What the machine is made of, when that was asked, and after how many changes.
+    made_of: Option<(Instant, u64, MadeOf)>,
 }
 
 #[derive(Debug, Default)]
 struct Devices {
     balloon: Option<String>,
     vsock: Option<String>,
+}
+
+/// What a machine is made of.
+#[derive(Clone, Debug)]
+struct MadeOf {
+    uuid: Option<String>,
+    has_balloon: bool,
+    deflate_on_oom: Option<bool>,
+    free_page_reporting: Option<bool>,
+    cid: Option<u32>,
 }
 
 impl Hypervisor for Qmp {
@@ -72,29 +87,22 @@ impl Hypervisor for Qmp {
         let memory = self.call("query-memory-size-summary", None)?;
         let base = Bytes(self.number("query-memory-size-summary", &memory, "base-memory")?);
         let plugged = Bytes(memory.get("plugged-memory").and_then(Value::as_u64).unwrap_or(0));
-        let uuid = self.call("query-uuid", None)?;
-        let uuid = uuid.get("UUID").and_then(Value::as_str).map(str::to_ascii_lowercase);
         let migrating = self.migrating()? || status.get("status").and_then(Value::as_str) == Some("inmigrate");
-        let devices = self.devices()?;
         let max = base + plugged;
-        let (mut actual, mut deflate_on_oom, mut free_page_reporting) = (max, None, None);
-        if let Some(balloon) = &devices.balloon {
-            actual = self.actual()?;
-            deflate_on_oom = self.flag(balloon, "deflate-on-oom")?;
-            free_page_reporting = self.flag(balloon, "free-page-reporting")?;
-        }
-        let cid = match &devices.vsock {
-            Some(vsock) => self.property(vsock, "guest-cid")?.as_u64().and_then(|c| u32::try_from(c).ok()),
-            None => None,
+        let MadeOf { uuid, has_balloon, deflate_on_oom, free_page_reporting, cid } = self.made_of()?;
+        let actual = if has_balloon {
+            // A balloon that is not there any more: the next look asks for the devices anew.
+            self.actual().inspect_err(|_| self.known().made_of = None)?
+        } else {
+            max
         };
         Ok(VmFacts {
             name: self.name.clone(),
-            // QEMU's way of saying that it was given none.
-            uuid: uuid.filter(|u| u.chars().any(|c| c != '0' && c != '-')),
+            uuid,
             state: if running { State::Running } else { State::Paused },
             max,
             actual,
-            has_balloon: devices.balloon.is_some(),
+            has_balloon,
             deflate_on_oom,
             free_page_reporting,
             cid,
@@ -118,7 +126,7 @@ impl Hypervisor for Qmp {
         self.check(vm)?;
         let path = self.reporting_balloon()?;
         let reply = self.property(&path, "guest-stats")?;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known();
         Ok(read_statistics(&reply, |stamp| known.age.of(stamp, SystemTime::now(), Instant::now())))
     }
 }
@@ -166,11 +174,7 @@ impl Qmp {
     /// Whether it is being migrated away (QEMU, qapi/migration.json). Asked once a connection, QEMU also tells when that
     /// begins and ends; asking changes nothing else about a migration.
     fn migrating(&self) -> Result<bool, Error> {
-        let connection = self.link.connection();
-        let told = {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut known.tells_migration, connection) == connection
-        };
+        let told = std::mem::replace(&mut self.known().tells_migration, true);
         if !told {
             let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
             match self.call("migrate-set-capabilities", Some(events)) {
@@ -220,14 +224,53 @@ impl Qmp {
         Ok(found)
     }
 
+    /// What is known on the connection that stands.
+    fn known(&self) -> MutexGuard<'_, Known> {
+        let connection = self.link.connection();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.connection != connection {
+            *known = Known { connection, age: known.age, ..Known::default() };
+        }
+        known
+    }
+
+    /// What the machine is made of, asked anew when that was long ago.
+    fn made_of(&self) -> Result<MadeOf, Error> {
+        let changes = self.link.changes();
+        if let Some((asked, then, made_of)) = &self.known().made_of
+            && asked.elapsed() < REMEMBERED
+            && *then == changes
+        {
+            return Ok(made_of.clone());
+        }
+        let uuid = self.call("query-uuid", None)?;
+        let uuid = uuid.get("UUID").and_then(Value::as_str).map(str::to_ascii_lowercase);
+        let devices = self.devices()?;
+        let (mut deflate_on_oom, mut free_page_reporting) = (None, None);
+        if let Some(balloon) = &devices.balloon {
+            deflate_on_oom = self.flag(balloon, "deflate-on-oom")?;
+            free_page_reporting = self.flag(balloon, "free-page-reporting")?;
+        }
+        let cid = match &devices.vsock {
+            Some(vsock) => self.property(vsock, "guest-cid")?.as_u64().and_then(|c| u32::try_from(c).ok()),
+            None => None,
+        };
+        let made_of = MadeOf {
+            // QEMU's way of saying that it was given none.
+            uuid: uuid.filter(|u| u.chars().any(|c| c != '0' && c != '-')),
+            has_balloon: devices.balloon.is_some(),
+            deflate_on_oom,
+            free_page_reporting,
+            cid,
+        };
+        self.known().made_of = Some((Instant::now(), changes, made_of.clone()));
+        Ok(made_of)
+    }
+
     /// The balloon's path, its statistics switched on.
     fn reporting_balloon(&self) -> Result<String, Error> {
-        let connection = self.link.connection();
-        {
-            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            if let (true, Some(path)) = (known.connection == connection, &known.reporting) {
-                return Ok(path.clone());
-            }
+        if let Some(path) = &self.known().reporting {
+            return Ok(path.clone());
         }
         let path = self.devices()?.balloon.ok_or_else(|| Error::NoBalloon(self.name.clone()))?;
         if self.property(&path, "guest-stats-polling-interval")?.as_u64().unwrap_or(0) == 0 {
@@ -235,9 +278,7 @@ impl Qmp {
                 json!({ "path": path, "property": "guest-stats-polling-interval", "value": STATISTICS_PERIOD });
             self.call("qom-set", Some(arguments))?;
         }
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.connection = connection;
-        known.reporting = Some(path.clone());
+        self.known().reporting = Some(path.clone());
         Ok(path)
     }
 }

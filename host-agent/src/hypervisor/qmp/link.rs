@@ -8,24 +8,32 @@
 //!     |      was a VM; wait 20 ms to 1 s          v ConnectionLost
 //!     +----------------------------------------- Absent
 //! ```
+//!
+//! One thread reads the monitors of all VMs: each is a task on it that sleeps until QEMU says something. A thread for
+//! each would cost a host of 1,000 VMs 1,000 stacks and as many timers of the scheduler for nothing.
 
 use crate::hypervisor::{DEADLINE, Event, Events, What};
 use ballast_planner::VmName;
 use ballast_protocol::Bytes;
-use rustix::net;
+use rustix::net::{Shutdown, shutdown};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::runtime::{Builder, Handle};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
 
 /// The longest line taken. The largest reply to our commands is a list of devices, about 60 bytes each.
 const LONGEST_LINE: u64 = 1 << 20;
+/// Most replies fit in; a thousand monitors have one each.
+const READ_AHEAD: usize = 512;
 /// Between attempts to connect: a restarted QEMU listens again within tens of milliseconds, and one that stays away
 /// costs one failed connect a second.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -49,7 +57,7 @@ type Reply = Result<Value, CallError>;
 #[derive(Debug)]
 pub(super) struct Link {
     shared: Arc<Shared>,
-    reader: Option<JoinHandle<()>>,
+    reader: Option<AbortHandle>,
 }
 
 #[derive(Debug)]
@@ -58,16 +66,17 @@ struct Shared {
     path: PathBuf,
     events: Events,
     state: Mutex<State>,
-    /// `connection` or `stop` has changed.
+    /// `connection` has changed.
     changed: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
-    stop: bool,
     connection: Connection,
     /// Counts connections.
     connected: u64,
+    /// Counts events of changes.
+    changes: u64,
     next_id: u64,
     waiting: BTreeMap<u64, SyncSender<Reply>>,
 }
@@ -76,7 +85,7 @@ struct State {
 enum Connection {
     /// The first attempt is under way.
     Pending,
-    Up(UnixStream),
+    Up(OwnedWriteHalf),
     /// Nobody listens.
     Off,
     Down(String),
@@ -85,16 +94,19 @@ enum Connection {
 impl Link {
     pub fn new(vm: VmName, path: PathBuf, events: Events) -> Self {
         let state =
-            State { stop: false, connection: Connection::Pending, connected: 0, next_id: 1, waiting: BTreeMap::new() };
+            State { connection: Connection::Pending, connected: 0, changes: 0, next_id: 1, waiting: BTreeMap::new() };
         let shared = Arc::new(Shared { vm, path, events, state: Mutex::new(state), changed: Condvar::new() });
-        let reader = std::thread::Builder::new().name(format!("qmp {}", shared.vm)).spawn({
-            let shared = shared.clone();
-            move || shared.run()
-        });
-        if let Err(e) = &reader {
-            shared.lock().connection = Connection::Down(format!("no thread can be started: {e}"));
-        }
-        Self { shared, reader: reader.ok() }
+        let reader = match readers() {
+            Ok(readers) => {
+                let shared = Arc::clone(&shared);
+                Some(readers.spawn(async move { shared.run().await }).abort_handle())
+            }
+            Err(why) => {
+                shared.lock().connection = Connection::Down(format!("no thread can be started: {why}"));
+                None
+            }
+        };
+        Self { shared, reader }
     }
 
     pub fn path(&self) -> &Path {
@@ -104,6 +116,11 @@ impl Link {
     /// Which connection this is; what was learned on another one may not hold.
     pub fn connection(&self) -> u64 {
         self.shared.lock().connected
+    }
+
+    /// How often QEMU has told that something about the machine is not as it was.
+    pub fn changes(&self) -> u64 {
+        self.shared.lock().changes
     }
 
     pub fn call(&self, command: &str, arguments: Option<Value>) -> Reply {
@@ -123,16 +140,24 @@ impl Link {
             .to_string();
             line.push('\n');
             // One write, under the lock: two callers' lines must not mix.
-            let written = match &mut state.connection {
-                Connection::Up(stream) => stream.write_all(line.as_bytes()),
+            let written = match &state.connection {
+                Connection::Up(stream) => stream.try_write(line.as_bytes()),
                 Connection::Pending => return Err(CallError::Deadline),
                 Connection::Off => return Err(CallError::Off),
                 Connection::Down(why) => return Err(CallError::Down(why.clone())),
             };
-            if let Err(e) = written {
-                // Half a line may be out: nothing after it can be understood.
-                state.hang_up();
-                return Err(if would_block(&e) { CallError::Deadline } else { CallError::Down(e.to_string()) });
+            match written {
+                Ok(count) if count == line.len() => {}
+                // Hundreds of commands that nobody has read, and half a line may be out: nothing after it can be understood.
+                Ok(_) => {
+                    state.hang_up();
+                    return Err(CallError::Deadline);
+                }
+                Err(e) => {
+                    state.hang_up();
+                    let full = e.kind() == io::ErrorKind::WouldBlock;
+                    return Err(if full { CallError::Deadline } else { CallError::Down(e.to_string()) });
+                }
             }
             state.next_id += 1;
             // The reader cannot look for it before the lock is free.
@@ -152,17 +177,23 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        {
-            let mut state = self.shared.lock();
-            state.stop = true;
-            state.hang_up();
-        }
-        self.shared.changed.notify_all();
         if let Some(reader) = self.reader.take() {
-            // A reader that panicked has nothing left to say.
-            let _ = reader.join();
+            reader.abort();
         }
     }
+}
+
+/// The runtime whose one thread reads all monitors, for as long as the process lives.
+fn readers() -> Result<&'static Handle, &'static str> {
+    static READERS: OnceLock<Result<Handle, String>> = OnceLock::new();
+    let start = || -> io::Result<Handle> {
+        let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
+        let handle = runtime.handle().clone();
+        let forever = move || runtime.block_on(std::future::pending::<()>());
+        std::thread::Builder::new().name("qmp".to_owned()).spawn(forever)?;
+        Ok(handle)
+    };
+    READERS.get_or_init(|| start().map_err(|e| e.to_string())).as_ref().map_err(String::as_str)
 }
 
 impl State {
@@ -170,7 +201,7 @@ impl State {
     fn hang_up(&self) {
         if let Connection::Up(stream) = &self.connection {
             // Fails only when it is closed already.
-            let _ = stream.shutdown(Shutdown::Both);
+            let _ = shutdown(stream.as_ref(), Shutdown::Both);
         }
     }
 }
@@ -185,17 +216,15 @@ impl Shared {
         let _ = self.events.send(Event { vm: self.vm.clone(), what });
     }
 
-    fn run(&self) {
+    async fn run(&self) {
         let mut pause = FIRST_PAUSE;
         // The process behind the last connection, until it is known to be gone.
         let mut last_peer = None;
-        while !self.lock().stop {
-            match self.connect() {
-                Ok((reader, stream, peer)) => {
+        loop {
+            match self.connect().await {
+                Ok((reader, writer, peer)) => {
                     pause = FIRST_PAUSE;
-                    if !self.install(stream) {
-                        return;
-                    }
+                    self.install(writer);
                     match last_peer.replace(peer) {
                         Some(last) if last == peer => self.tell(What::ConnectionBack),
                         Some(_) => {
@@ -204,7 +233,7 @@ impl Shared {
                         }
                         None => self.tell(What::Started),
                     }
-                    let why = self.read_until_end(reader);
+                    let why = self.read_until_end(reader).await;
                     tracing::debug!(vm = %self.vm, why, "the monitor is gone");
                     self.close(Connection::Down(why.clone()));
                     self.tell(What::ConnectionLost(why));
@@ -215,8 +244,7 @@ impl Shared {
                     if absent && last_peer.take().is_some() {
                         self.tell(What::Stopped);
                     }
-                    let state = self.lock();
-                    drop(self.changed.wait_timeout_while(state, pause, |s| !s.stop));
+                    sleep(pause).await;
                     pause = (pause * 2).min(LAST_PAUSE);
                 }
             }
@@ -224,44 +252,37 @@ impl Shared {
     }
 
     /// A stream that speaks QMP, for reading and for writing, and the process at its other end.
-    fn connect(&self) -> io::Result<(BufReader<UnixStream>, UnixStream, i32)> {
-        let stream = connect(&self.path)?;
-        let peer = net::sockopt::socket_peercred(&stream)?.pid.as_raw_nonzero().get();
-        stream.set_read_timeout(Some(DEADLINE))?;
-        stream.set_write_timeout(Some(DEADLINE))?;
-        let mut writer = stream.try_clone()?;
-        let mut reader = BufReader::new(stream);
-        let greeting = read_line(&mut reader).map_err(|e| match would_block(&e) {
-            true => io::Error::new(
-                io::ErrorKind::TimedOut,
-                "it gives no greeting: another client holds this monitor (a second daemon?), or QEMU hangs",
-            ),
-            false => e,
-        })?;
+    async fn connect(&self) -> io::Result<(Reader, OwnedWriteHalf, Option<i32>)> {
+        let late = |what: &'static str| move |_| io::Error::new(io::ErrorKind::TimedOut, what);
+        let stream = timeout(DEADLINE, UnixStream::connect(&self.path)).await.map_err(late("it does not accept"))??;
+        let peer = stream.peer_cred()?.pid();
+        let (reader, writer) = stream.into_split();
+        let mut reader = BufReader::with_capacity(READ_AHEAD, reader);
+        let greeting = timeout(DEADLINE, read_line(&mut reader)).await.map_err(late(
+            "it gives no greeting: another client holds this monitor (a second daemon?), or QEMU hangs",
+        ))??;
         if greeting.get("QMP").is_none() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not speak QMP; is this the right socket?"));
         }
-        writer.write_all(b"{\"execute\":\"qmp_capabilities\",\"id\":0}\n")?;
+        // A buffer that nothing was written to takes these few bytes.
+        writer.try_write(b"{\"execute\":\"qmp_capabilities\",\"id\":0}\n")?;
         loop {
-            let line = read_line(&mut reader)?;
+            let line = timeout(DEADLINE, read_line(&mut reader)).await.map_err(late("it does not negotiate"))??;
             if line.get("return").is_some() {
-                break;
+                return Ok((reader, writer, peer));
             }
             if let Some(error) = line.get("error") {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it refuses to negotiate: {error}")));
             }
         }
-        reader.get_ref().set_read_timeout(None)?;
-        Ok((reader, writer, peer))
     }
 
-    /// Opens the link for callers; `false` when the daemon stops.
-    fn install(&self, stream: UnixStream) -> bool {
+    /// Opens the link for callers.
+    fn install(&self, stream: OwnedWriteHalf) {
         let mut state = self.lock();
         state.connected += 1;
         state.connection = Connection::Up(stream);
         self.changed.notify_all();
-        !state.stop
     }
 
     fn close(&self, connection: Connection) {
@@ -273,14 +294,17 @@ impl Shared {
     }
 
     /// Delivers replies and events; returns why the stream ended.
-    fn read_until_end(&self, mut reader: BufReader<UnixStream>) -> String {
+    async fn read_until_end(&self, mut reader: Reader) -> String {
         loop {
-            let line = match read_line(&mut reader) {
+            let line = match read_line(&mut reader).await {
                 Ok(line) => line,
                 Err(e) => return e.to_string(),
             };
             if let Some(event) = line.get("event").and_then(Value::as_str) {
                 if let Some(what) = happening(event, line.get("data")) {
+                    if what == What::Changed {
+                        self.lock().changes += 1;
+                    }
                     self.tell(what);
                 }
             } else if let Some(id) = line.get("id").and_then(Value::as_u64) {
@@ -290,14 +314,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// Connects, with a deadline: the standard library would wait for ever in the queue of a QEMU that hangs.
-fn connect(path: &Path) -> io::Result<UnixStream> {
-    let socket = net::socket_with(net::AddressFamily::UNIX, net::SocketType::STREAM, net::SocketFlags::CLOEXEC, None)?;
-    net::sockopt::set_socket_timeout(&socket, net::sockopt::Timeout::Send, Some(DEADLINE))?;
-    net::connect(&socket, &net::SocketAddrUnix::new(path)?)?;
-    Ok(UnixStream::from(socket))
 }
 
 fn reply(mut line: Value) -> Reply {
@@ -323,14 +339,16 @@ fn happening(event: &str, data: Option<&Value>) -> Option<What> {
     }
 }
 
+type Reader = BufReader<OwnedReadHalf>;
+
 /// Whether a migration of this status is under way (QEMU, qapi/migration.json). All others are its end, or "none".
 pub(super) fn is_migrating(status: &str) -> bool {
     !matches!(status, "none" | "completed" | "failed" | "cancelled")
 }
 
-fn read_line(reader: &mut BufReader<UnixStream>) -> io::Result<Value> {
+async fn read_line(reader: &mut Reader) -> io::Result<Value> {
     let mut line = Vec::new();
-    reader.take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+    reader.take(LONGEST_LINE).read_until(b'\n', &mut line).await?;
     if line.last() != Some(&b'\n') {
         return Err(if line.len() as u64 == LONGEST_LINE {
             io::Error::new(io::ErrorKind::InvalidData, format!("a reply is longer than {LONGEST_LINE} bytes"))
@@ -340,11 +358,6 @@ fn read_line(reader: &mut BufReader<UnixStream>) -> io::Result<Value> {
     }
     serde_json::from_slice(&line)
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("a reply is not JSON: {e}")))
-}
-
-fn would_block(e: &io::Error) -> bool {
-    // A socket's timeout shows as either.
-    matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod fleet;
 mod lab;
 mod report;
 mod spikes;
@@ -25,6 +26,8 @@ enum Command {
     Demo(demo::Demo),
     /// What each part costs: messages, planner, orders, vsock, the guest agent's budget.
     Bench(bench::Bench),
+    /// A thousand simulated VMs around a real daemon: how fast it orders, and what it costs.
+    Fleet(fleet::FleetCommand),
     /// Runs experiments: laws against workloads, side by side, and writes a report.
     Run(lab::RunCommand),
     /// Lists the experiments that come with the sources.
@@ -41,6 +44,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Demo(order) => order.run(),
         Command::Bench(order) => order.run(),
+        Command::Fleet(order) => order.run(),
         Command::Run(order) => order.run(),
         Command::List(order) => order.run(),
         Command::Spikes(order) => order.run(),
