@@ -17,10 +17,15 @@
 //!
 //! With neither a budget nor a word from the host's kernel there is no limit, and nothing of this happens.
 
+mod status;
+mod taking;
+
+pub use status::{HostStatus, ReservationStatus};
+pub use taking::Taking;
+
 use crate::arbiter::{self, Claimant};
-use crate::event::{Action, Holding, HostMemory, HostNotice, Reason, VmName};
-use crate::fleet::{Agent, Leftover, Order, Stamped, Vm, Want};
-use crate::policy::{Policy, Proposal};
+use crate::event::{Action, HostMemory, HostNotice, Reason, VmName};
+use crate::fleet::{Stamped, Vm, Want};
 use crate::ratio::Ratio;
 use crate::{Planner, guard};
 use ballast_protocol::{Bytes, Micros};
@@ -68,53 +73,6 @@ pub struct Reservation {
     pub size: Bytes,
     /// When it is over in any case.
     pub until: Micros,
-}
-
-/// A reservation as it stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReservationStatus {
-    /// For whom.
-    pub name: VmName,
-    /// How much.
-    pub size: Bytes,
-    /// Until when, by the planner's clock.
-    pub until: Micros,
-    /// Whether there is room for all of it.
-    pub ready: bool,
-}
-
-/// The host as it stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostStatus {
-    /// The budget, or all of the host's memory.
-    pub total: Bytes,
-    /// What of it nobody has.
-    pub available: Bytes,
-    /// What is never handed out.
-    pub reserve: Bytes,
-    /// What is kept ready for demands.
-    pub burst_reserve: Bytes,
-    /// The sum of all reservations.
-    pub reserved: Bytes,
-    /// What VMs keep that cannot give: exempt, paused, without a balloon, agent lost...
-    pub unavailable: Bytes,
-    /// How much is missing; zero: enough for all.
-    pub short: Bytes,
-    /// By name.
-    pub reservations: Vec<ReservationStatus>,
-}
-
-/// Something that would be taken.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Taking {
-    /// From whom.
-    pub vm: VmName,
-    /// What it keeps.
-    pub from: Bytes,
-    /// What it would keep.
-    pub to: Bytes,
-    /// For people.
-    pub why: String,
 }
 
 /// What the planner knows of the host and of what is wanted from it.
@@ -208,13 +166,6 @@ impl Pool {
             }
         }
     }
-}
-
-/// What is taken from whom, with the reason.
-struct Plan {
-    takings: Vec<(VmName, Bytes, Reason)>,
-    /// What nobody can give now.
-    missing: Bytes,
 }
 
 impl Planner {
@@ -378,97 +329,6 @@ impl Planner {
         }
     }
 
-    /// What should be freed: for wants, for what is above the limit, for an operator, and for bursts to come.
-    fn goal(&self, at: Micros, limit: Bytes) -> Goal {
-        let charges = self.charges();
-        let wanted: Bytes =
-            self.vms.values().filter_map(|vm| vm.want.map(|want| want.size.min(vm.max()) - vm.charge())).sum();
-        let on_its_way: Bytes = self.vms.values().filter(|vm| vm.order.is_some()).map(|vm| vm.kept() - vm.aim).sum();
-        let room = self.room(at).unwrap_or_default();
-        let missing = wanted - room + (charges - limit);
-        let reclaim = self.pool.reclaim.map_or(Bytes::ZERO, |r| r.what);
-        let ready = self.pool.burst_reserve(limit) - (room - wanted);
-        Goal { needed: missing - on_its_way, reclaim, ready: ready - (on_its_way - missing), limit }
-    }
-
-    /// The first phase: who gives what.
-    fn plan(&self, at: Micros, goal: Goal) -> Plan {
-        let mut plan = Plan { takings: Vec::new(), missing: Bytes::ZERO };
-        let all = goal.needed + goal.reclaim + goal.ready;
-        if all == Bytes::ZERO {
-            return plan;
-        }
-        let claimants = self.claimants(at);
-        let calm = |c: &Claimant| self.vms.get(&c.name).is_some_and(|vm| vm.is_calm(at));
-        let mut taken: BTreeMap<VmName, Bytes> = BTreeMap::new();
-        // Idle memory of quiet guests first, for everything.
-        let quiet: Vec<Claimant> = claimants.iter().filter(|c| calm(c)).cloned().collect();
-        let mut came = Bytes::ZERO;
-        for (i, size) in arbiter::tax(all, &quiet) {
-            *taken.entry(quiet[i].name.clone()).or_default() += size;
-            came += size;
-        }
-        // For what is needed now, idle memory of the others.
-        let busy: Vec<Claimant> = claimants.iter().filter(|c| !calm(c)).cloned().collect();
-        for (i, size) in arbiter::tax(goal.needed - came, &busy) {
-            *taken.entry(busy[i].name.clone()).or_default() += size;
-            came += size;
-        }
-        // In a crunch also what is free below the headroom, from whoever has more than its share.
-        plan.missing = goal.needed - came;
-        if plan.missing > Bytes::ZERO {
-            for (c, share) in claimants.iter().zip(arbiter::shares(goal.limit, &claimants)) {
-                let above = c.charge - taken.get(&c.name).copied().unwrap_or_default() - share.max(c.lowest);
-                let size = above.min(plan.missing);
-                if size > Bytes::ZERO {
-                    *taken.entry(c.name.clone()).or_default() += size;
-                    plan.missing = plan.missing - size;
-                }
-            }
-        }
-        let reason = match goal {
-            Goal { needed: Bytes::ZERO, ready: Bytes::ZERO, .. } => Reason::Reclaim,
-            Goal { needed: Bytes::ZERO, ready, .. } => Reason::Needed(ready),
-            Goal { needed, .. } => Reason::Needed(needed),
-        };
-        let worth = WORTH.min(all);
-        plan.takings =
-            taken.into_iter().filter(|t| t.1 >= worth).map(|(vm, size)| (vm, size, reason.clone())).collect();
-        plan
-    }
-
-    fn take_for_others(&mut self, at: Micros, plan: Plan) {
-        for (name, size, reason) in plan.takings {
-            let Some(vm) = self.vms.get(&name) else { continue };
-            let Ok(target) = guard::taking(vm, (vm.charge() - size).round_down(Bytes::mib(1)), at) else { continue };
-            let for_operator = reason == Reason::Reclaim;
-            if self.take(at, &name, target, reason) && for_operator {
-                self.pool.reclaim =
-                    self.pool.reclaim.map(|r| Stamped { what: r.what - size, ..r }).filter(|r| r.what > Bytes::ZERO);
-            }
-        }
-        if plan.missing > Bytes::ZERO {
-            self.drop_cold_caches(at, plan.missing);
-        }
-    }
-
-    /// Free memory did not suffice: guests drop what they have not used lately, and it is taken when it is free.
-    fn drop_cold_caches(&mut self, at: Micros, missing: Bytes) {
-        let mut missing = missing;
-        for name in self.vms.keys().cloned().collect::<Vec<_>>() {
-            if missing == Bytes::ZERO {
-                return;
-            }
-            let Some(vm) = self.vms.get(&name) else { continue };
-            if self.dry_run || guard::may_take(vm, at).is_err() || vm.want.is_some() {
-                continue;
-            }
-            let Some(size) = vm.reactive.droppable(vm, at) else { continue };
-            missing = missing - size;
-            self.ask_to_drop(at, &name, size);
-        }
-    }
-
     /// Tells people when the host becomes short and when that is over. Returns whether anything is scarce.
     fn judge_shortage(&mut self, at: Micros, limit: Bytes, missing: Bytes) -> bool {
         let waiting = self.vms.values().any(|vm| vm.want.is_some());
@@ -512,104 +372,5 @@ impl Planner {
             .filter(|_| self.pool.budget.is_none())
             .is_none_or(|host| host.available >= self.pool.reserve(at) + self.pool.reserved() + self.pool.grown);
         by_kernel && self.pool.limit(at).is_some_and(|limit| self.charges() <= limit)
-    }
-
-    fn claimants(&self, at: Micros) -> Vec<Claimant> {
-        self.vms.iter().map(|(name, vm)| vm.claimant(name, at)).collect()
-    }
-
-    /// What a [`crate::Input::Reclaim`] of `size` would take now, and from whom.
-    #[must_use]
-    pub fn plan_reclaim(&self, at: Micros, size: Bytes) -> Vec<Taking> {
-        let limit = self.pool.limit(at).unwrap_or(Bytes::MAX);
-        let goal = Goal { needed: Bytes::ZERO, reclaim: size, ready: Bytes::ZERO, limit };
-        let taking = |(vm, size, reason): (VmName, Bytes, Reason)| {
-            let found = self.vms.get(&vm)?;
-            let target = guard::taking(found, (found.charge() - size).round_down(Bytes::mib(1)), at).ok()?;
-            Some(Taking { vm, from: found.charge(), to: target.bytes(), why: reason.to_string() })
-        };
-        self.plan(at, goal).takings.into_iter().filter_map(taking).collect()
-    }
-
-    /// The host as it stands; `None`: nothing is known of it.
-    #[must_use]
-    pub fn host_status(&self, at: Micros) -> Option<HostStatus> {
-        let HostMemory { total, available, .. } = self.host_memory(at)?;
-        let limit = self.pool.limit(at)?;
-        let cannot_give = |vm: &&Vm| {
-            let passing = [Holding::Moving, Holding::Stale];
-            guard::may_take(vm, at).is_err_and(|why| !passing.contains(&why) && !matches!(why, Holding::Blocked(_)))
-        };
-        let status = |r: &Reservation| ReservationStatus {
-            name: r.name.clone(),
-            size: r.size,
-            until: r.until,
-            ready: self.pool.ready.contains(&r.name),
-        };
-        Some(HostStatus {
-            total,
-            available,
-            reserve: self.pool.reserve(at),
-            burst_reserve: self.pool.burst_reserve(limit),
-            reserved: self.pool.reserved(),
-            unavailable: self.vms.values().filter(cannot_give).map(Vm::charge).sum(),
-            short: self.pool.short,
-            reservations: self.pool.reservations.values().map(status).collect(),
-        })
-    }
-}
-
-/// What should be freed, by how badly.
-#[derive(Clone, Copy, Debug)]
-struct Goal {
-    /// Somebody waits for it.
-    needed: Bytes,
-    /// An operator wants it.
-    reclaim: Bytes,
-    /// It is to be ready for bursts.
-    ready: Bytes,
-    /// What the VMs may have together.
-    limit: Bytes,
-}
-
-impl Vm {
-    /// Quiet for as long as its settings ask.
-    fn is_calm(&self, at: Micros) -> bool {
-        at >= self.reactive.unquiet() + self.settings.cool_down
-    }
-
-    /// What it has and needs. What cannot be taken from now counts as needed; only free memory ever is taken.
-    fn claimant(&self, name: &VmName, at: Micros) -> Claimant {
-        // What is being taken counts as gone here: nobody shall count on having it, and it is not taken twice.
-        let charge = if self.order.as_ref().is_some_and(Order::is_taking) { self.aim } else { self.charge() };
-        let (mut lowest, mut fullest) = (charge, charge);
-        if guard::may_take(self, at).is_ok() && self.held(at).is_none() && self.leftover == Leftover::None {
-            match (&self.agent, &self.telemetry) {
-                (Agent::Alive { .. }, Some(telemetry)) => {
-                    let slack = telemetry.what.free - telemetry.what.watermarks.low;
-                    let floor = self.floor().unwrap_or(charge);
-                    lowest = (charge - (slack - LAST)).max(self.guaranteed()).max(floor).min(charge);
-                    // What was asked for and is not touched yet is no idle memory.
-                    let spare = slack - self.reactive.headroom(self) - telemetry.what.pending;
-                    fullest = if self.want.is_some() { charge } else { (charge - spare).max(lowest) };
-                }
-                // No more, and no sooner, than its law would.
-                _ => {
-                    if let Proposal::Take(target, _) = self.by_statistics.propose(self, at) {
-                        lowest = target.max(self.guaranteed());
-                        fullest = lowest;
-                    }
-                }
-            }
-        }
-        let wish = self.want.map_or(Bytes::ZERO, |want| want.size.min(self.max()));
-        Claimant {
-            name: name.clone(),
-            class: self.settings.class,
-            weight: self.settings.weight,
-            charge,
-            lowest,
-            fullest: fullest.max(wish),
-        }
     }
 }
