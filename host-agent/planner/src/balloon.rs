@@ -57,7 +57,8 @@ impl Planner {
             Some(order) => {
                 let target = order.target.bytes();
                 let done = if order.is_taking() { actual <= target + NEAR } else { actual + NEAR >= target };
-                let most = order.from.max(target);
+                // A giving that was still under way when less was ordered rises a little on.
+                let most = order.from.max(order.before).max(target);
                 if done {
                     vm.order = None;
                     vm.settled = at;

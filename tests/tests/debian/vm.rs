@@ -76,6 +76,8 @@ impl Vm {
         replace("<domain type='kvm'>", "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>");
         replace("<name>ballast-example</name>", &format!("<name>{NAME}</name>"));
         replace("<memory unit='GiB'>4</memory>", &format!("<memory unit='MiB'>{size}</memory>"));
+        replace("<ballast:min>512MiB</ballast:min>", "<ballast:min>64MiB</ballast:min>");
+        replace("<ballast:max>4GiB</ballast:max>", &format!("<ballast:max>{size}MiB</ballast:max>"));
         replace("<cpu mode='host-passthrough' migratable='on'/>", "<cpu mode='maximum'/>");
         replace("/var/lib/libvirt/images/ballast-example.qcow2", &self.disk().display().to_string());
         replace(

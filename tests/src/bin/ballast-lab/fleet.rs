@@ -133,7 +133,7 @@ impl FleetCommand {
         if self.json {
             println!("{json}")
         } else {
-            print!("{}{}\n", tables(&summary), path.display())
+            println!("{}{}", tables(&summary), path.display())
         }
         Ok(if summary.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
