@@ -111,7 +111,7 @@ pub async fn serve<S>(stream: S, vm: VmName, events: mpsc::Sender<Event>, clock:
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut session = Session { stream, deframer: Deframer::default(), buffer: Box::new([0; MAX_FRAME]), clock };
+    let mut session = Session { stream, deframer: Deframer::default(), clock };
     let end = match session.handshake(&vm, &events).await {
         Ok((Admission { number, running }, outgoing)) => {
             let end = session.run(&vm, &events, outgoing, running).await;
@@ -129,7 +129,6 @@ where
 struct Session<S> {
     stream: S,
     deframer: Deframer,
-    buffer: Box<[u8; MAX_FRAME]>,
     clock: Clock,
 }
 
@@ -253,8 +252,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     async fn write(&mut self, message: &HostMessage) -> Result<(), SessionEnd> {
-        let frame = encode(message, &mut self.buffer)?;
-        match timeout(WRITE, self.stream.write_all(frame)).await {
+        // Tens of bytes. A buffer for the largest frame would stand idle in each of a thousand sessions.
+        let frame = encode(message, &mut [0; MAX_FRAME])?.to_vec();
+        match timeout(WRITE, self.stream.write_all(&frame)).await {
             Err(_) => Err(SessionEnd::Deaf),
             Ok(written) => Ok(written?),
         }

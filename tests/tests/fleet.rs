@@ -4,7 +4,7 @@
 
 use ballast_tests::HostAgent;
 use ballast_tests::fleet::{Fleet, Promise, Quantiles, Tally};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const VMS: usize = 200;
 /// A machine that compiles meanwhile delays 200 handshakes by seconds.
@@ -18,6 +18,19 @@ fn assert_kept(tally: &Tally, log: &str) {
     assert!(broken.is_empty(), "{broken:?}\n{}\n{log}", tally.told.join("\n"));
 }
 
+/// All VMs with their sessions, and found by the daemon: a guest that is faster than its hypervisor is refused.
+fn start(seed: u64) -> (Fleet, HostAgent) {
+    let fleet = Fleet::start(VMS, seed).unwrap();
+    let host = HostAgent::start(fleet.config()).unwrap();
+    fleet.wait_for_sessions(PATIENCE).unwrap();
+    let begun = Instant::now();
+    while host.status().unwrap()["vms"].as_array().unwrap().len() < VMS {
+        assert!(begun.elapsed() < PATIENCE, "{}", host.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    (fleet, host)
+}
+
 /// Bursts end, and whatever was asked then is answered.
 fn come_to_rest(fleet: &Fleet) {
     fleet.burst(false);
@@ -26,9 +39,7 @@ fn come_to_rest(fleet: &Fleet) {
 
 #[test]
 fn two_hundred_vms_are_served_and_no_promise_is_broken() {
-    let fleet = Fleet::start(VMS, 1).unwrap();
-    let host = HostAgent::start(fleet.config()).unwrap();
-    fleet.wait_for_sessions(PATIENCE).unwrap();
+    let (fleet, host) = start(1);
     fleet.burst(true);
     std::thread::sleep(Duration::from_secs(10));
     come_to_rest(&fleet);
@@ -38,7 +49,8 @@ fn two_hundred_vms_are_served_and_no_promise_is_broken() {
     assert_eq!(tally.connected, VMS, "{}", host.log());
     // Two bursts at any time, each of three seconds at most, and a report a second of each VM.
     assert!(tally.bursts >= 6 && tally.demands > 0 && tally.reports >= 8 * VMS as u64, "{tally:?}");
-    assert_eq!((tally.answers, tally.refused, tally.open), (tally.demands, 0, 0), "the host has enough");
+    assert_eq!((tally.answers, tally.open), (tally.demands, 0), "{tally:?}");
+    assert!(tally.refused.is_empty(), "the host has enough: {:?}", tally.refused);
     let order = Quantiles::millis(&tally.order_us).expect("demands were met");
     assert!(order.p99 < ORDER_P99_MS, "{order:?}");
     let status = host.status().unwrap();
@@ -47,9 +59,7 @@ fn two_hundred_vms_are_served_and_no_promise_is_broken() {
 
 #[test]
 fn a_fleet_that_reconnects_all_at_once_loses_nothing() {
-    let fleet = Fleet::start(VMS, 2).unwrap();
-    let host = HostAgent::start(fleet.config()).unwrap();
-    fleet.wait_for_sessions(PATIENCE).unwrap();
+    let (fleet, host) = start(2);
     fleet.burst(true);
     std::thread::sleep(Duration::from_secs(3));
     for _ in 0..2 {

@@ -122,7 +122,8 @@ impl Guest {
 
     /// What a burst that is known in advance lacks (a large allocation shows before it is touched).
     pub fn lacks(&self) -> Bytes {
-        (self.goal - self.anon) + ALARM - self.slack()
+        // Who has its maximum has nobody to ask.
+        if self.kept < self.max { (self.goal - self.anon) + ALARM - self.slack() } else { Bytes::ZERO }
     }
 
     /// What a guest asks for that only sees its free memory fall.

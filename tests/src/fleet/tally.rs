@@ -47,8 +47,8 @@ pub struct Tally {
     pub repeated: u64,
     /// Answers read.
     pub answers: u64,
-    /// Of these, refusals.
-    pub refused: u64,
+    /// Of these, refusals, by the daemon's reason.
+    pub refused: BTreeMap<&'static str, u64>,
     /// Of these, later than the guest had said that it lasts.
     pub late: u64,
     /// Demands that have no answer yet.

@@ -7,6 +7,7 @@
 
 use super::guest::Guest;
 use super::tally::{Promise, Tally};
+use ballast_planner::shortfall_text;
 use ballast_protocol::{Answer, Bytes, Demand, Micros, Source, Telemetry, Verdict};
 use std::collections::BTreeMap;
 use tokio::sync::Notify;
@@ -143,8 +144,8 @@ impl Vm {
                 }
                 open.met |= open.told + NEAR >= open.wish;
             }
-            Verdict::Refused(_) => {
-                tally.refused += 1;
+            Verdict::Refused(why) => {
+                *tally.refused.entry(shortfall_text(why)).or_default() += 1;
                 open.met = true;
             }
         }

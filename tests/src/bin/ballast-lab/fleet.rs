@@ -67,7 +67,7 @@ struct Summary {
     reports: u64,
     bursts: u64,
     demands: u64,
-    refused: u64,
+    refused: BTreeMap<&'static str, u64>,
     late: u64,
     orders: u64,
     takings: u64,
@@ -183,10 +183,11 @@ fn tables(s: &Summary) -> String {
 
     let mut text =
         format!("{} VMs, {} s, seed {}, {} build\n\n{times}\n\n{figures}\n\n", s.vms, s.seconds, s.seed, s.profile);
+    let refused: u64 = s.refused.values().sum();
     text += &format!(
-        "{} reports, {} bursts, {} demands ({} refused, {} answered later than the guest lasts), {} orders ({} takings), \
+        "{} reports, {} bursts, {} demands ({refused} refused, {} answered later than the guest lasts), {} orders ({} takings), \
          {} QMP commands, {} looks at which a guest was out of memory\n",
-        s.reports, s.bursts, s.demands, s.refused, s.late, s.orders, s.takings, s.commands, s.stalls
+        s.reports, s.bursts, s.demands, s.late, s.orders, s.takings, s.commands, s.stalls
     );
     text += &format!(
         "daemon: {} resident ({} proportional), {} threads, {} file descriptors; all agents had a session after {:.0} ms; \
@@ -198,6 +199,9 @@ fn tables(s: &Summary) -> String {
         s.all_connected_ms,
         s.fleet_cpu_percent
     );
+    for (why, count) in &s.refused {
+        text += &format!("refused, {why}: {count}\n");
+    }
     for (promise, count) in &s.broken {
         text += &format!("BROKEN {promise:?}: {count}\n");
     }
