@@ -183,7 +183,8 @@ pub enum Input {
     Pool {
         /// So much; `None`: what the host's kernel says, less the reserve.
         budget: Option<Bytes>,
-        /// The part of the host's memory that is never handed out; `None`: a sixteenth. Part of no budget.
+        /// The part of the host's memory that is never handed out; `None`: a sixteenth of
+        /// what its kernel says, nothing of a budget.
         reserve: Option<Bytes>,
     },
     /// The operator holds a VM at a size, or ends that.

@@ -23,11 +23,11 @@ mod taking;
 pub use status::{HostStatus, ReservationStatus};
 pub use taking::Taking;
 
+use crate::Planner;
 use crate::arbiter::{self, Claimant};
 use crate::event::{Action, HostMemory, HostNotice, Reason, VmName};
 use crate::fleet::{Stamped, Vm, Want};
 use crate::ratio::Ratio;
-use crate::{Planner, guard};
 use ballast_protocol::{Bytes, Micros};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -325,7 +325,7 @@ impl Planner {
                 continue;
             }
             // The answer that was given says less; that memory came after all can only help.
-            self.order(at, &c.name, |vm| Some(guard::giving(vm, c.charge + size)), Reason::Room, false);
+            self.give(at, &c.name, c.charge + size, Reason::Room);
         }
     }
 

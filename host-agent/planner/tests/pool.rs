@@ -208,6 +208,19 @@ fn a_dry_run_of_a_reclaim_says_what_the_reclaim_does() {
 }
 
 #[test]
+fn a_reclaim_is_once_also_while_room_for_bursts_is_made() {
+    // 24 of 1024 are free, and 128 are to be ready: 104 are missing besides what the operator wants.
+    let mut host = Many::with(1024, &[("a", 500, 500, 60), ("b", 500, 500, 60)]);
+    for name in ["a", "b"] {
+        host.set(name, |s| (s.step, s.returning, s.cool_down) = (Bytes::ZERO, Micros::ZERO, Micros::secs(3)));
+    }
+    host.run(Micros::secs(2));
+    host.hand(Input::Reclaim { size: m(100) });
+    host.run(Micros::secs(20));
+    assert_eq!(host.sum(), 1000 - 104 - 100, "{:?}", host.orders());
+}
+
+#[test]
 fn a_hold_is_kept_against_the_law_and_against_demands_until_it_ends() {
     let mut host = Many::with(2000, &[("a", 512, 512, 60)]);
     let hold =

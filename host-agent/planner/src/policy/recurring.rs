@@ -10,7 +10,7 @@
 //! On KVM a core taken up to 1 % moves 10 MiB/s (HyperAlloc, EuroSys'25), so that a cycle of some 600 MiB pays
 //! after a minute. The factor 1.5 leaves room for a period that varies by half.
 //!
-//! On a host that is known to be nearly full (see `[host] budget`) nothing is kept like this.
+//! On a host that is nearly full it gives way: room for bursts is made from it, as much as is missing (see `pool`).
 //!
 //! What is kept is a size of the guest, not a sum: whatever the guest does with it, nothing is taken below it until it
 //! is over. A small need after a large taking teaches nothing, or every blip of an idle guest would keep it large.

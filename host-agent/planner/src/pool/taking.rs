@@ -42,6 +42,8 @@ pub(super) struct Goal {
 /// What is taken from whom, with the reason.
 pub(super) struct Plan {
     takings: Vec<(VmName, Bytes, Reason)>,
+    /// What of it is for other VMs; the rest is an operator's.
+    others: Bytes,
     /// What nobody can give now.
     pub missing: Bytes,
 }
@@ -62,7 +64,7 @@ impl Planner {
 
     /// The first phase: who gives what.
     pub(super) fn plan(&self, at: Micros, goal: Goal) -> Plan {
-        let mut plan = Plan { takings: Vec::new(), missing: Bytes::ZERO };
+        let mut plan = Plan { takings: Vec::new(), others: goal.needed + goal.ready, missing: Bytes::ZERO };
         let all = goal.needed + goal.reclaim + goal.ready;
         if all == Bytes::ZERO {
             return plan;
@@ -107,15 +109,20 @@ impl Planner {
     }
 
     pub(super) fn take_for_others(&mut self, at: Micros, plan: Plan) {
+        let mut came = Bytes::ZERO;
         for (name, size, reason) in plan.takings {
             let Some(vm) = self.vms.get(&name) else { continue };
             let Ok(target) = guard::taking(vm, (vm.charge() - size).round_down(Bytes::mib(1)), at) else { continue };
-            let for_operator = reason == Reason::Reclaim;
-            if self.take(at, &name, target, reason) && for_operator {
-                self.pool.reclaim =
-                    self.pool.reclaim.map(|r| Stamped { what: r.what - size, ..r }).filter(|r| r.what > Bytes::ZERO);
+            if self.take(at, &name, target, reason) {
+                came += size;
             }
         }
+        // Once: what was taken for the operator is not wanted again, also when others needed some at the same time.
+        self.pool.reclaim = self
+            .pool
+            .reclaim
+            .map(|r| Stamped { what: r.what - (came - plan.others), ..r })
+            .filter(|r| r.what > Bytes::ZERO);
         if plan.missing > Bytes::ZERO {
             self.drop_cold_caches(at, plan.missing);
         }
