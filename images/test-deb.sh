@@ -42,18 +42,29 @@ build_tree() {
     # The first choice of each, without versions.
     depends=$(for deb in "$host_deb" "$guest_deb"; do dpkg-deb --field "$deb" Depends; done |
         tr , '\n' | sed 's/|.*//; s/(.*//; s/ //g' | grep . | sort -u | paste -sd ,)
-    recipe="$codename $depends"
+    recipe="2 $codename $depends"
     exec 9>"$guest/deb-tree.lock"
     flock 9
     if [ "$(cat "$guest/deb-tree.recipe" 2>/dev/null)" != "$recipe" ]; then
         say "a clean tree of $codename with $depends (half a minute)"
-        local options=(--mode=root --variant=minbase "--components=$components" "--include=$depends"
+        # As for the Debian image: kept beside the result, as /tmp may be too small or forbid what a tree needs, and
+        # without devices, so that it can be unpacked where none can be made.
+        rm -rf "$guest"/deb-tree.new.*
+        local new
+        new=$(mktemp -d "$guest/deb-tree.new.XXXXXX")
+        chmod 755 "$new"
+        local options=(--mode=root --variant=minbase --skip=output/dev "--components=$components" "--include=$depends"
             '--aptopt=Apt::Install-Recommends "false"' '--aptopt=Acquire::Retries "3"')
         proxy=$(apt-config dump --format '%v%n' Acquire::http::Proxy)
         [ -z "$proxy" ] || options+=("--aptopt=Acquire::http::Proxy \"$proxy\"")
         rm -f "$guest/deb-tree.recipe"
-        mmdebstrap "${options[@]}" "$codename" "$guest/deb-tree.tar" ${mirror:+"$mirror"} >"$guest/deb-tree.log" 2>&1 ||
-            fail "the tree could not be built, see $guest/deb-tree.log; another mirror: make test-deb MIRROR=http://mirror/debian"
+        TMPDIR=$new mmdebstrap "${options[@]}" "$codename" "$new/tree.tar" ${mirror:+"$mirror"} >"$guest/deb-tree.log" 2>&1 || {
+            tail -n 30 "$guest/deb-tree.log" | cut -c 1-300 >&2
+            fail "the tree could not be built, see $guest/deb-tree.log. When a package could not be fetched: put this
+machine on line, or name a mirror that it reaches (make test-deb MIRROR=http://mirror/debian); then run it again"
+        }
+        mv "$new/tree.tar" "$guest/deb-tree.tar"
+        rm -r "$new"
         echo "$recipe" >"$guest/deb-tree.recipe"
     fi
     exec 9>&-
@@ -71,11 +82,13 @@ fi
 begin=$SECONDS
 work=$(mktemp -d "$guest/deb-test.XXXXXX")
 root=$work/root
-trap 'umount "$root/proc" 2>/dev/null; rm -rf --one-file-system "$work"' EXIT
+trap 'umount "$root/proc" "$root/dev" 2>/dev/null; rm -rf --one-file-system "$work"' EXIT
 trap 'exit 130' INT TERM
 mkdir "$root"
 tar -xf "$guest/deb-tree.tar" -C "$root" --numeric-owner
 mount -t proc proc "$root/proc"
+mkdir -p "$root/dev"
+mount --bind /dev "$root/dev"
 
 inside() { chroot "$root" "$@"; }
 # As unattended-upgrades does: what the operator has changed stays.
