@@ -6,7 +6,7 @@
 use crate::clock::Clock;
 use crate::daemon::Event;
 use crate::hypervisor::{self, Hypervisor};
-use ballast_planner::{BalloonTarget, Input, LawName, Statistics, VmName};
+use ballast_planner::{BalloonTarget, Input, LawName, Pace, Statistics, VmName};
 use ballast_protocol::{Bytes, Micros};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -45,6 +45,8 @@ pub enum Command {
         order: u64,
         /// What the guest keeps.
         target: BalloonTarget,
+        /// How fast; `None`: at once.
+        pace: Option<Pace>,
     },
     /// Read the balloon's size this often.
     Watch(Micros),
@@ -71,7 +73,9 @@ pub async fn run(
     let mut next_look = Instant::now() + every.mul_f64(spread(&state.vm));
     let mut next_statistics = Some(next_look);
     let mut has_agent = false;
+    let mut pieces: Option<Pieces> = None;
     loop {
+        let piece_at = pieces.as_ref().map_or_else(Instant::now, |p| p.next);
         let statistics_at = next_statistics.unwrap_or_else(|| Instant::now() + polling.every);
         tokio::select! {
             biased;
@@ -82,7 +86,7 @@ pub async fn run(
                 loop {
                     match next {
                         None | Some(Command::Finish) => finish = true,
-                        Some(Command::Order { order, target }) => newest = Some((order, target)),
+                        Some(Command::Order { order, target, pace }) => newest = Some((order, target, pace)),
                         Some(Command::Watch(interval)) => {
                             every = interval.duration();
                             next_look = next_look.min(Instant::now() + every);
@@ -101,12 +105,24 @@ pub async fn run(
                         Err(_) => break,
                     }
                 }
-                if let Some((order, target)) = newest {
-                    state.order(order, target).await;
+                if let Some((order, target, pace)) = newest {
+                    pieces = pace.map(|pace| Pieces::new(order, pace, target, pieces.as_ref()));
+                    let size = pieces.as_ref().map_or(target.bytes(), |p| p.sent);
+                    if !state.order(order, size).await {
+                        pieces = None;
+                    }
                     next_look = Instant::now() + every;
                 }
                 if finish {
                     return;
+                }
+            }
+            () = sleep_until(piece_at), if pieces.is_some() => {
+                if let Some(due) = &mut pieces {
+                    let (order, size) = (due.order, due.piece());
+                    if !state.piece(order, size).await || due.is_whole() {
+                        pieces = None;
+                    }
                 }
             }
             () = sleep_until(next_look) => {
@@ -130,6 +146,35 @@ fn spread(vm: &VmName) -> f64 {
     let mut hasher = DefaultHasher::new();
     vm.hash(&mut hasher);
     f64::from(hasher.finish() as u16) / f64::from(u16::MAX)
+}
+
+/// A giving of which a part is still to come.
+struct Pieces {
+    order: u64,
+    pace: Pace,
+    target: Bytes,
+    sent: Bytes,
+    next: Instant,
+}
+
+impl Pieces {
+    /// What an earlier giving has sent already is not taken back.
+    fn new(order: u64, pace: Pace, target: BalloonTarget, earlier: Option<&Self>) -> Self {
+        let target = target.bytes();
+        let sent = earlier.map_or(pace.first, |e| e.sent.max(pace.first)).min(target);
+        Self { order, pace, target, sent, next: Instant::now() + Pace::EVERY.duration() }
+    }
+
+    /// The size that is due now.
+    fn piece(&mut self) -> Bytes {
+        self.sent = self.pace.next(self.sent, self.target);
+        self.next = Instant::now() + Pace::EVERY.duration();
+        self.sent
+    }
+
+    fn is_whole(&self) -> bool {
+        self.sent >= self.target
+    }
 }
 
 struct Actuator {
@@ -159,13 +204,27 @@ impl Actuator {
         let _ = self.events.send(Event::Input(input)).await;
     }
 
-    async fn order(&mut self, order: u64, target: BalloonTarget) {
+    /// Returns whether it was accepted.
+    async fn order(&mut self, order: u64, size: Bytes) -> bool {
         let begun = self.clock.now();
-        let result = self.call(move |h, vm| h.order(vm, target.bytes())).await;
+        let result = self.call(move |h, vm| h.order(vm, size)).await;
         let took = self.clock.now() - begun;
         let _ = self.events.send(Event::Issued { vm: self.vm.clone(), order, at: begun, took }).await;
         self.told = None;
+        let accepted = result.is_ok();
         self.tell(Input::Ordered { vm: self.vm.clone(), order, error: result.err() }).await;
+        accepted
+    }
+
+    /// Another piece of an order. Returns whether it was accepted; an order of which a piece is refused is refused.
+    async fn piece(&mut self, order: u64, size: Bytes) -> bool {
+        let result = self.call(move |h, vm| h.order(vm, size)).await;
+        self.told = None;
+        let accepted = result.is_ok();
+        if let Err(error) = result {
+            self.tell(Input::Ordered { vm: self.vm.clone(), order, error: Some(error) }).await;
+        }
+        accepted
     }
 
     async fn look(&mut self) {

@@ -234,7 +234,7 @@ impl Metrics {
     /// The planner wants something done. `known`: the VM it is about, after the decision.
     pub fn decided(&mut self, at: Micros, action: &Action, known: Option<&Vm>) {
         match action {
-            Action::Order { vm, order, target, from, reason } => {
+            Action::Order { vm, order, target, from, reason, .. } => {
                 let direction = if target.bytes() < *from { Direction::Take } else { Direction::Give };
                 let totals = self.totals.entry(vm.clone()).or_default();
                 *totals.orders.entry((direction, variant(reason))).or_default() += 1;

@@ -4,6 +4,7 @@
 use crate::event::{Action, Holding, Notice, Reason, VmName};
 use crate::fleet::{Agent, Order, Stamped, Vm};
 use crate::guard::BalloonTarget;
+use crate::pace::Pace;
 use crate::policy::{LawName, Policy, Proposal};
 use crate::{
     DECAY_EVERY, DECAY_SHARE, LATE, NEAR, Planner, ROUNDS, SELF_DEFLATION, SILENCE, STALL_GRACE, STALL_RATE,
@@ -260,15 +261,19 @@ impl Planner {
         }
         // A giving that the guest never followed is worth repeating when somebody asks for it.
         let undelivered = vm.order.is_none() && vm.kept() + SELF_DEFLATION < vm.aim;
-        if target.bytes() == vm.aim && !even_if_same && !undelivered {
+        let gives = target.bytes() > vm.kept() && target.bytes() >= vm.aim;
+        let pace = gives.then(|| Pace::of(vm, target.bytes(), &reason)).flatten();
+        let hurries = gives && vm.order.as_ref().and_then(|o| o.pace).is_some_and(|slow| slow.is_overtaken(pace));
+        if target.bytes() == vm.aim && !even_if_same && !undelivered && !hurries {
             return false;
         }
         self.orders += 1;
         let from = vm.aim;
         vm.aim = target.bytes();
-        vm.order = Some(Order { id: self.orders, at, from: vm.kept(), before: from, target, reason: reason.clone() });
+        vm.order =
+            Some(Order { id: self.orders, at, from: vm.kept(), before: from, target, pace, reason: reason.clone() });
         vm.last = Some(Stamped { at, what: (target.bytes(), reason.clone()) });
-        self.actions.push_back(Action::Order { vm: name.clone(), order: self.orders, target, from, reason });
+        self.actions.push_back(Action::Order { vm: name.clone(), order: self.orders, target, from, pace, reason });
         self.granted(name, target.bytes() - from, target.bytes());
         self.watch(name);
         true

@@ -2,6 +2,7 @@
 
 use crate::config::VmSettings;
 use crate::guard::BalloonTarget;
+use crate::pace::Pace;
 use crate::policy::{LawName, LawSettings};
 use crate::pool::Reservation;
 use crate::ratio::Ratio;
@@ -230,6 +231,9 @@ pub enum Action {
         target: BalloonTarget,
         /// What it had been told to keep.
         from: Bytes,
+        /// How fast it comes; `None`: all at once, as soon as it can.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pace: Option<Pace>,
         /// Why.
         reason: Reason,
     },
@@ -325,6 +329,8 @@ pub enum Reason {
     Needed(Bytes),
     /// Room was made for what it had asked for.
     Room,
+    /// It needs so much again and again, and there is room now.
+    Returning,
     /// The operator holds it at this size.
     Held,
     /// The operator wants memory back.
@@ -392,6 +398,8 @@ pub enum Holding {
     Decaying,
     /// What was taken came back soon: until then it is left alone.
     Returning(Micros),
+    /// What is free is with the host already: the guest reports it (free page reporting).
+    Reported,
     /// It needs more, and the host has no more.
     HostShort,
     /// The operator holds it at a size.
@@ -489,6 +497,7 @@ impl fmt::Display for Reason {
             Self::Release => f.write_str("the daemon stops"),
             Self::Rebooted => f.write_str("the VM was reset"),
             Self::Needed(size) => write!(f, "others need {size}"),
+            Self::Returning => f.write_str("it needs this again and again, and there is room now"),
             Self::Room => f.write_str("room was made for what it had asked for"),
             Self::Held => f.write_str("held by an operator"),
             Self::Reclaim => f.write_str("an operator wants memory back"),
@@ -517,6 +526,7 @@ impl fmt::Display for Holding {
             Self::NoHypervisor => f.write_str("the hypervisor cannot be reached"),
             Self::Decaying => f.write_str("the agent is gone: memory is given back step by step"),
             Self::Returning(_) => f.write_str("left alone for a while: it was needed again soon after it was taken"),
+            Self::Reported => f.write_str("what is free is with the host already (free page reporting)"),
             Self::HostShort => f.write_str("it needs more, and the host has no more"),
             Self::Held => f.write_str("held at this size by an operator"),
             Self::DryRun => f.write_str("a dry run: nothing is ordered"),

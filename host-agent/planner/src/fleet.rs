@@ -7,6 +7,7 @@
 use crate::config::VmSettings;
 use crate::event::{Facts, Hold, Holding, Reason, Statistics};
 use crate::guard::BalloonTarget;
+use crate::pace::Pace;
 use crate::policy::{Reactive, StatisticsLaw};
 use crate::service::Service;
 use crate::trust::Trust;
@@ -60,6 +61,9 @@ pub struct Order {
     pub before: Bytes,
     /// What it is to keep.
     pub target: BalloonTarget,
+    /// How fast it comes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pace: Option<Pace>,
     /// Why.
     pub reason: Reason,
 }

@@ -21,6 +21,7 @@ mod demand;
 mod event;
 mod fleet;
 mod guard;
+mod pace;
 mod policy;
 mod pool;
 mod ratio;
@@ -36,6 +37,7 @@ pub use event::{
 };
 pub use fleet::{Agent, Counts, Leftover, Order, Stamped, Vm, Want};
 pub use guard::BalloonTarget;
+pub use pace::Pace;
 pub use policy::{
     DrsSettings, HeadroomSettings, LawName, LawSettings, MomSettings, ProxmoxSettings, ThresholdSettings,
 };

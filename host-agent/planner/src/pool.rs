@@ -60,6 +60,8 @@ const MOST_BURST: (u64, u64) = (1, 4);
 const LASTING: Micros = Micros::secs(1);
 /// Smaller moves are not worth an order.
 const WORTH: Bytes = Bytes::mib(4);
+/// Nor are smaller ones that nobody has asked for.
+const WORTH_SENDING: Bytes = Bytes::mib(16);
 /// What a guest keeps free above its low watermark however short the host is: half a headroom's least worth, and above
 /// the 16 MiB at which its agent calls itself starved.
 const LAST: Bytes = Bytes::mib(24);
@@ -280,6 +282,9 @@ impl Planner {
         let plan = self.plan(at, self.goal(at, limit));
         let scarce = self.judge_shortage(at, limit, plan.missing);
         self.take_for_others(at, plan);
+        if !scarce {
+            self.send_home(at, limit);
+        }
         self.announce_rooms(at);
         let next = at + if scarce { SCARCE_LOOK } else { QUIET_LOOK };
         self.pool.next = (next > at).then_some(next);

@@ -257,10 +257,10 @@ fn what_is_asked_back_soon_is_left_alone_for_a_while() {
     let mut other = one.twin();
     let waited = (until - one.now).0 / 1_000_000 + 2;
     assert_eq!(orders(&one.idle(waited))[0].0, MAX - Bytes::mib(64), "nobody came back for it");
-    // 512 of 560 MiB are kept: 22 are missing from the eighth that is kept ready for bursts.
-    let budget = Input::Pool { budget: Some(Bytes::mib(560)), reserve: None };
-    let taken = [orders(&other.hand(budget)), orders(&other.idle(5))].concat();
-    assert_eq!(taken, [(MAX - Bytes::mib(22), Reason::Needed(Bytes::mib(22)))], "others may need it");
+    // 512 of 528 MiB are kept: a sixteenth, 33, stays ready for others; in whole MiB.
+    let budget = Input::Pool { budget: Some(Bytes::mib(528)), reserve: None };
+    let taken = [orders(&other.hand(budget)), orders(&other.idle(1))].concat();
+    assert_eq!(taken, [(Bytes::mib(494), Reason::Needed(Bytes::mib(50)))], "others may need it");
 }
 
 #[test]

@@ -137,6 +137,28 @@ fn room_for_bursts_is_kept_in_advance_from_idle_memory_only() {
 }
 
 #[test]
+fn what_vms_need_in_turns_is_at_home_with_each_as_far_as_it_fits() {
+    // Two VMs that use 100 MiB and, in turns, 300: together 344 each with the headroom.
+    let mut many = Many::with(576, &[("day", 448, 288, 100), ("night", 448, 288, 100)]);
+    let mut given = Vec::new();
+    for turn in 0..6 {
+        let name = ["day", "night"][turn % 2];
+        many.run(Micros::secs(12));
+        let before = many.target(name);
+        many.ask(name, (m(326) - before).as_mib(), Source::Slack);
+        many.run(Micros::secs(1));
+        given.push(many.target(name) - before);
+        many.guest(name).used = m(250);
+        many.run(Micros::secs(4));
+        many.guest(name).used = m(100);
+    }
+    many.run(Micros::secs(12));
+    // 576 less a sixteenth: 270 each, less the rounding. What a burst needs beyond that comes from the other one.
+    assert_eq!((many.target("day"), many.target("night")), (m(269), m(269)));
+    assert!(given[4..].iter().all(|size| *size <= m(57)), "{given:?}");
+}
+
+#[test]
 fn a_reservation_makes_room_before_its_vm_starts() {
     let mut host = Many::with(800, &[("a", 512, 400, 60), ("b", 512, 400, 60)]);
     let until = host.now + Micros::secs(60);

@@ -34,6 +34,10 @@ pub struct Overrides {
     pub cool_down: Option<Micros>,
     /// What comes back sooner is left alone.
     pub returning: Option<Micros>,
+    /// How fast a giving comes that is not urgent.
+    pub pace: Option<Bytes>,
+    /// Take also what the guest reports by itself.
+    pub take_reported: Option<bool>,
     /// Hands off.
     pub exempt: Option<bool>,
     /// Take even without deflate-on-oom.
@@ -71,6 +75,8 @@ impl Overrides {
         set(&self.step, &mut into.step);
         set(&self.cool_down, &mut into.cool_down);
         set(&self.returning, &mut into.returning);
+        set(&self.pace, &mut into.pace);
+        set(&self.take_reported, &mut into.take_reported);
         set(&self.exempt, &mut into.exempt);
         set(&self.allow_without_deflate_on_oom, &mut into.allow_without_deflate_on_oom);
         set(&self.shares, &mut into.shares);
@@ -102,6 +108,8 @@ impl Overrides {
             "step" => self.step = Some(Bytes::read(text)?),
             "cool-down" => self.cool_down = Some(Micros::read(text)?),
             "returning" => self.returning = Some(Micros::read(text)?),
+            "pace" => self.pace = Some(Bytes::read(text)?),
+            "take-reported" => self.take_reported = Some(flag(text)?),
             "exempt" => self.exempt = Some(flag(text)?),
             "allow-without-deflate-on-oom" => self.allow_without_deflate_on_oom = Some(flag(text)?),
             "shares" => self.shares = Some(number(text)?),
@@ -164,6 +172,8 @@ mod tests {
             ("step", "32MiB"),
             ("cool-down", "500ms"),
             ("returning", "0s"),
+            ("pace", "1GiB"),
+            ("take-reported", "true"),
             ("exempt", "true"),
             ("allow-without-deflate-on-oom", "false"),
             ("shares", "7"),
@@ -181,6 +191,8 @@ mod tests {
             step: Bytes::mib(32),
             cool_down: Micros::millis(500),
             returning: Micros::ZERO,
+            pace: Bytes::mib(1024),
+            take_reported: true,
             exempt: true,
             allow_without_deflate_on_oom: false,
             shares: 7,

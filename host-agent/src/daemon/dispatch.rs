@@ -12,9 +12,9 @@ impl Daemon {
     /// Carries out one action. It never waits: a VM whose session or hypervisor is stuck holds up nobody.
     pub(super) fn dispatch(&mut self, at: Micros, action: Action) {
         match &action {
-            Action::Order { vm, order, target, from, reason } => {
+            Action::Order { vm, order, target, from, pace, reason } => {
                 // The order first, the paper work afterwards.
-                self.command(vm, Command::Order { order: *order, target: *target });
+                self.command(vm, Command::Order { order: *order, target: *target, pace: *pace });
                 self.probe(prober::Command::Disturbed(vm.clone()));
                 let (target, verb) = (target.bytes(), if target.bytes() < *from { "take" } else { "give" });
                 tracing::info!(%vm, order, %target, %from, %reason, "{verb}");

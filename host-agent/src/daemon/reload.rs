@@ -361,6 +361,8 @@ fn differences(old: &VmSettings, new: &VmSettings) -> String {
             ("step", s.step.to_string()),
             ("cool-down", s.cool_down.to_string()),
             ("returning", s.returning.to_string()),
+            ("pace", s.pace.to_string()),
+            ("take-reported", s.take_reported.to_string()),
             ("exempt", s.exempt.to_string()),
             ("allow-without-deflate-on-oom", s.allow_without_deflate_on_oom.to_string()),
             ("weight", s.weight.to_string()),

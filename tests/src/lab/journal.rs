@@ -46,7 +46,7 @@ pub fn read(path: &Path, began: f64, run: &mut ArmRun) -> Result<()> {
                     rtt_ms: sample.rtt.map(|rtt| rtt.millis_f64()),
                 });
             }
-            Record::Action { at, action: Action::Order { vm, order, target, from, reason } } => {
+            Record::Action { at, action: Action::Order { vm, order, target, from, reason, .. } } => {
                 run.orders.push(OrderSeen {
                     t: began + at.millis_f64() / 1e3,
                     guest: vm.0.clone(),

@@ -110,6 +110,18 @@ impl Reactive {
         (survival + survival).min(vm.max().share(1, 4)).max(vm.settings.headroom)
     }
 
+    /// The fastest growth seen lately, bytes a second.
+    #[must_use]
+    pub const fn rate(&self) -> Bytes {
+        self.rate
+    }
+
+    /// What it is likely to need again soon.
+    #[must_use]
+    pub fn returning(&self, at: Micros) -> Option<Bytes> {
+        self.recurring.level(at).map(|(level, _)| level)
+    }
+
     /// The guest is not quiet now.
     pub fn disturb(&mut self, at: Micros) {
         self.unquiet = at;
@@ -297,7 +309,7 @@ impl Policy for Reactive {
             let step = (vm.aim - vm.max()).min(vm.settings.step.max(Bytes::mib(1)));
             return Proposal::Take(vm.aim - step, Reason::Settings);
         }
-        let spare = slack - headroom;
+        let spare = if reports(vm) { Bytes::ZERO } else { slack - headroom };
         let kept = match self.recurring.level(at) {
             Some((level, until)) if vm.aim < level + DEAD_BAND => return Proposal::Hold(Holding::Returning(until)),
             Some((level, _)) => vm.aim - level,
@@ -312,9 +324,16 @@ impl Policy for Reactive {
         }
         match self.cold_cache(vm, telemetry, at) {
             Ok(size) => Proposal::Reclaim(size),
+            Err(Holding::Settled) if reports(vm) && slack - headroom >= DEAD_BAND => Proposal::Hold(Holding::Reported),
             Err(why) => Proposal::Hold(why),
         }
     }
+}
+
+/// Whether what is free is left to the guest, because it reports it to the host.
+fn reports(vm: &Vm) -> bool {
+    let Agent::Alive { hello, .. } = &vm.agent else { return false };
+    hello.capabilities.balloon.is_some_and(|b| b.free_page_reporting) && !vm.settings.take_reported
 }
 
 /// What hurt between two reports, the worst first.

@@ -3,7 +3,7 @@
 //! Idle memory of quiet guests goes first, for whatever it is wanted; idle memory of the others only for what somebody waits
 //! for; and in a crunch what is free below the headroom, from whoever has more than its share.
 
-use super::{LAST, WORTH};
+use super::{LAST, LEAST_BURST, WORTH, WORTH_SENDING};
 use crate::arbiter::{self, Claimant};
 use crate::event::{Reason, VmName};
 use crate::fleet::{Agent, Leftover, Order, Stamped, Vm};
@@ -69,15 +69,27 @@ impl Planner {
         if all == Bytes::ZERO {
             return plan;
         }
+        let now = goal.needed + goal.reclaim;
         let claimants = self.claimants(at);
         let calm = |c: &Claimant| self.vms.get(&c.name).is_some_and(|vm| vm.is_calm(at));
         let mut taken: BTreeMap<VmName, Bytes> = BTreeMap::new();
-        // Idle memory of quiet guests first, for everything.
-        let quiet: Vec<Claimant> = claimants.iter().filter(|c| calm(c)).cloned().collect();
+        // Idle memory of quiet guests first, for everything; for bursts to come not what is likely to return.
+        let mut quiet: Vec<Claimant> = claimants.iter().filter(|c| calm(c)).cloned().collect();
         let mut came = Bytes::ZERO;
-        for (i, size) in arbiter::tax(all, &quiet) {
+        for (i, size) in arbiter::tax(now, &quiet) {
             *taken.entry(quiet[i].name.clone()).or_default() += size;
             came += size;
+            quiet[i].charge = quiet[i].charge - size;
+        }
+        if goal.ready > Bytes::ZERO {
+            let homes = self.homes(at, goal.limit, &claimants);
+            for c in &mut quiet {
+                c.fullest = c.fullest.max(homes.get(&c.name).copied().unwrap_or_default());
+            }
+            for (i, size) in arbiter::tax(goal.ready + (now - came), &quiet) {
+                *taken.entry(quiet[i].name.clone()).or_default() += size;
+                came += size;
+            }
         }
         // For what is needed now, idle memory of the others.
         let busy: Vec<Claimant> = claimants.iter().filter(|c| !calm(c)).cloned().collect();
@@ -125,6 +137,41 @@ impl Planner {
             .filter(|r| r.what > Bytes::ZERO);
         if plan.missing > Bytes::ZERO {
             self.drop_cold_caches(at, plan.missing);
+        }
+    }
+
+    /// What VMs whose needs return keep in between, as far as all of these fit into the limit: memory that each finds
+    /// at home serves a burst sooner than any room beside it. Without such VMs, empty.
+    fn homes(&self, at: Micros, limit: Bytes, claimants: &[Claimant]) -> BTreeMap<VmName, Bytes> {
+        let levels: BTreeMap<&VmName, Bytes> =
+            self.vms.iter().filter_map(|(name, vm)| Some((name, vm.reactive.returning(at)?.min(vm.max())))).collect();
+        if levels.is_empty() {
+            return BTreeMap::new();
+        }
+        let mut wishes = claimants.to_vec();
+        for c in &mut wishes {
+            c.fullest = c.fullest.max(levels.get(&c.name).copied().unwrap_or_default());
+        }
+        let shares = arbiter::shares(limit - limit.share(LEAST_BURST.0, LEAST_BURST.1), &wishes);
+        let homes = wishes.into_iter().zip(shares);
+        homes
+            .filter_map(|(c, share)| Some((*levels.get(&c.name)?, share, c.name)))
+            .map(|(l, s, n)| (n, l.min(s)))
+            .collect()
+    }
+
+    /// With nothing scarce, what returns to a VM again and again is given back to it before it asks.
+    pub(super) fn send_home(&mut self, at: Micros, limit: Bytes) {
+        let claimants = self.claimants(at);
+        for (name, home) in self.homes(at, limit, &claimants) {
+            let Some(vm) = self.vms.get(&name) else { continue };
+            let ready = vm.order.is_none() && matches!(vm.agent, Agent::Alive { .. });
+            let room = self.room(at).unwrap_or_default() - limit.share(LEAST_BURST.0, LEAST_BURST.1);
+            let size = (home - vm.charge()).min(room);
+            if ready && vm.held(at).is_none() && size >= WORTH_SENDING {
+                let target = vm.charge() + size.round_down(Bytes::mib(1));
+                self.give(at, &name, target, Reason::Returning);
+            }
         }
     }
 

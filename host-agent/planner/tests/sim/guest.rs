@@ -1,7 +1,7 @@
 //! A simulated guest with its hypervisor. All its chances come from its own seed, so that what it does depends on
 //! nothing but what is done to it: this is what makes promise P6 testable.
 
-use ballast_planner::{Action, Facts, Input, Statistics, VmName, VmSettings};
+use ballast_planner::{Action, Facts, Input, Pace, Statistics, VmName, VmSettings};
 use ballast_protocol::{
     BalloonFeatures, Bytes, Capabilities, Counters, Demand, GuestMessage, Hello, Limited, Micros, Pressure, Reclaimed,
     Source, Telemetry, Verdict, Watermarks,
@@ -71,8 +71,10 @@ pub struct Guest {
     stuck: bool,
     reachable: bool,
     refusing: bool,
-    /// Orders on their way to the hypervisor: due, number, size.
-    orders: VecDeque<(Micros, u64, Bytes)>,
+    /// Orders on their way to the hypervisor: due, number, size, pace.
+    orders: VecDeque<(Micros, u64, Bytes, Option<Pace>)>,
+    /// What is still to come of a giving: when, how, up to where.
+    pieces: Option<(Micros, Pace, Bytes)>,
     latency: Micros,
     told: Option<Bytes>,
     watch: Micros,
@@ -117,6 +119,7 @@ impl Guest {
             reachable: true,
             refusing: false,
             orders: VecDeque::new(),
+            pieces: None,
             latency: Micros::millis(dice.roll(3) * 10),
             told: None,
             watch: Micros::secs(1),
@@ -213,7 +216,9 @@ impl Guest {
     /// An action of the planner reaches the VM.
     pub fn obey(&mut self, at: Micros, action: &Action) {
         match action {
-            Action::Order { order, target, .. } => self.orders.push_back((at + self.latency, *order, target.bytes())),
+            Action::Order { order, target, pace, .. } => {
+                self.orders.push_back((at + self.latency, *order, target.bytes(), *pace));
+            }
             Action::Answer { demand, verdict, .. } => self.verdicts.push((*demand, *verdict)),
             Action::Reclaim { id, size, .. } => self.reclaims.push_back((*id, *size)),
             Action::Watch { every, .. } => {
@@ -247,15 +252,29 @@ impl Guest {
             self.event(at, &mut heard);
         }
         while self.orders.front().is_some_and(|(due, ..)| *due <= at) {
-            let Some((_, order, size)) = self.orders.pop_front() else { break };
+            let Some((_, order, size, pace)) = self.orders.pop_front() else { break };
             let refused = self.refusing || !self.reachable;
+            // What an earlier giving has brought already is not taken back.
+            let sent = self.pieces.map_or(Bytes::ZERO, |_| self.target);
+            let first = pace.map_or(size, |pace| pace.first.max(sent).min(size));
+            self.pieces = pace.filter(|_| !refused).map(|pace| (at + Pace::EVERY, pace, size));
             if !refused {
-                self.target = size;
+                self.target = first;
             }
             self.told = None;
             self.next_look = self.next_look.min(at + self.watch);
             let error = refused.then(|| "refused".to_owned());
             heard.push(Input::Ordered { vm: self.name.clone(), order, error });
+        }
+        if let Some((due, pace, size)) = self.pieces
+            && at >= due
+        {
+            if self.refusing || !self.reachable {
+                self.pieces = None;
+            } else {
+                self.target = pace.next(self.target, size);
+                self.pieces = (self.target < size).then_some((at + Pace::EVERY, pace, size));
+            }
         }
         if self.running {
             self.live();
@@ -496,6 +515,7 @@ impl Guest {
         self.greeted = false;
         self.told = None;
         self.orders.clear();
+        self.pieces = None;
         self.reclaims.clear();
         self.watch = Micros::secs(1);
     }
