@@ -14,6 +14,7 @@ pub mod actuator;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod curve;
 pub mod daemon;
 pub mod doctor;
 pub mod host_memory;
