@@ -114,29 +114,27 @@ impl Predictor for Constant {
 #[derive(Clone, Debug)]
 pub struct LastValue {
     width: (usize, usize),
-    columns: Vec<usize>,
+    column: usize,
     /// Upper ends of the bins and what they say; the last has no end.
     bins: Vec<(f32, Estimate)>,
 }
 
 impl LastValue {
+    /// The column that says what the last horizon lost.
+    const COLUMN: &str = "stall_10s";
     /// Fewest rows that make a bin.
     const ROWS: usize = 20;
     /// Bins beside the one of windows that lost nothing.
     const BINS: usize = 4;
 
-    /// Fits it. `None` when no column of the window says what was lost in it.
+    /// Fits it. `None` when no column says what the window lost.
     #[must_use]
     pub fn fit(schema: &Schema, train: &[&Row]) -> Option<Self> {
-        let says = |name: &String| name.contains("loss") || name.contains("lost") || name.contains("stall");
-        let columns: Vec<usize> = (0..schema.window.len()).filter(|i| says(&schema.window[*i])).collect();
-        if columns.is_empty() {
-            return None;
-        }
+        let column = schema.window.iter().position(|name| name == Self::COLUMN)?;
         let mut rows: Vec<(f32, (f32, bool, f32))> = train
             .iter()
             .zip(weights(train))
-            .map(|(row, weight)| (last(&columns, &row.window), (row.loss, row.pressure, weight)))
+            .map(|(row, weight)| (row.window[column], (row.loss, row.pressure, weight)))
             .collect();
         rows.sort_by(|a, b| a.0.total_cmp(&b.0));
         let none = rows.partition_point(|r| r.0 <= 0.0);
@@ -152,13 +150,8 @@ impl LastValue {
             bins.push((rows[end - 1].0, quantiles(&mut outcomes)));
             from = end;
         }
-        Some(Self { width: width(train), columns, bins })
+        Some(Self { width: width(train), column, bins })
     }
-}
-
-/// What a window lost: the most of what its columns say.
-fn last(columns: &[usize], window: &[f32]) -> f32 {
-    columns.iter().map(|c| window[*c]).fold(0.0, f32::max)
 }
 
 impl Predictor for LastValue {
@@ -168,8 +161,7 @@ impl Predictor for LastValue {
 
     fn estimate(&mut self, queries: &[Query<'_>]) -> Vec<Option<Vec<Estimate>>> {
         answers(queries, self.width, |window, _| {
-            let last = last(&self.columns, window);
-            let bin = self.bins.iter().find(|(end, _)| last <= *end).or(self.bins.last());
+            let bin = self.bins.iter().find(|(end, _)| window[self.column] <= *end).or(self.bins.last());
             bin.map_or_else(Estimate::default, |bin| bin.1)
         })
     }
@@ -414,7 +406,7 @@ mod tests {
     #[test]
     fn last_value_tells_windows_that_lost_from_others() {
         let names = |n: &[&str]| n.iter().map(|s| (*s).to_owned()).collect();
-        let schema = Schema { version: 1, window: names(&["used", "stall"]), candidate: names(&["size"]) };
+        let schema = Schema { version: 1, window: names(&["used", "stall_10s"]), candidate: names(&["size"]) };
         let rows = rows(|i| if i % 4 == 0 { (0.0, 0.8, 0.8) } else { (0.0, 0.0, 0.0) });
         let rows: Vec<&Row> = rows.iter().collect();
         let mut last = LastValue::fit(&schema, &rows).unwrap();

@@ -1,7 +1,6 @@
 //! The model card, written beside the weights: what they were trained on, how good they are, and where they are not to
 //! be trusted (after Mitchell et al., "Model Cards for Model Reporting", 2019).
 
-use crate::report::finding;
 use crate::{Dataset, QUANTILES, Settings, Trained};
 use std::fmt::Write;
 
@@ -13,7 +12,7 @@ pub fn card(data: &Dataset, settings: &Settings, trained: &Trained) -> Result<St
     let mut text = String::new();
     let manifest = &data.manifest;
     let (model, timing) = (&trained.model, trained.timing);
-    writeln!(text, "# Model card: Ballast's predictor\n\n{}\n", finding(trained))?;
+    writeln!(text, "# Model card: Ballast's predictor\n\n{}\n", trained.finding())?;
     writeln!(text, "Made by `ballast-host train --seed {}`; the same data and seed give the same file.\n", settings.seed)?;
     writeln!(text, "## What it predicts\n")?;
     writeln!(

@@ -261,7 +261,7 @@ impl Model {
         let header = Header { checksum: checksum(&weights), ..self.header.clone() };
         let header = serde_json::to_vec(&header).map_err(ModelError::Header)?;
         let length = u32::try_from(header.len()).expect("a header of names and a few hundred numbers");
-        Ok([MAGIC, &length.to_le_bytes(), &header, &weights].concat())
+        Ok([MAGIC, &length.to_le_bytes()[..], &header[..], &weights[..]].concat())
     }
 
     /// What it was made from.

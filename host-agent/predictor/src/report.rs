@@ -27,7 +27,7 @@ pub fn page(data: &Dataset, settings: &Settings, trained: &Trained) -> Result<St
          <style>{}{}</style></head>\n<body>\n<header><h1>Training of the predictor</h1>\n<p>{}</p></header>\n<main>\n",
         plot::css(),
         include_str!("report/page.css"),
-        escaped(&finding(trained)),
+        escaped(&trained.finding()),
     )?;
     facts(&mut html, data, settings, trained)?;
     html.push_str("<h2>Predictors on workloads they had not seen</h2>\n");
@@ -50,20 +50,6 @@ pub fn page(data: &Dataset, settings: &Settings, trained: &Trained) -> Result<St
     html.push_str(&learning(trained)?);
     html.push_str("</div>\n</main>\n</body></html>\n");
     Ok(html)
-}
-
-/// What came out, in a sentence.
-pub(crate) fn finding(trained: &Trained) -> String {
-    let scores = &trained.scores;
-    let (low, high) = scores.gain_interval;
-    let percent = |v: f64| format!("{:.0} %", v.abs() * 100.0);
-    let interval = format!("90 % interval {:.0} to {:.0} %", low * 100.0, high * 100.0);
-    let best = &scores.best_baseline;
-    if scores.gain > 0.0 {
-        format!("On workloads it has not seen, the network's pinball loss is {} lower than that of the best simple predictor ({best}; {interval}).", percent(scores.gain))
-    } else {
-        format!("On workloads it has not seen, the network's pinball loss is {} HIGHER than that of the best simple predictor ({best}; {interval}): it should not be shipped.", percent(scores.gain))
-    }
 }
 
 fn facts(html: &mut String, data: &Dataset, settings: &Settings, trained: &Trained) -> std::fmt::Result {

@@ -36,7 +36,7 @@ pub struct Settings {
     pub seed: u64,
     /// Into how many parts the workloads go, at most one for each.
     pub folds: usize,
-    /// Networks that are averaged.
+    /// Networks that are averaged, one at least.
     pub members: usize,
     /// Width of the layers.
     pub hidden: usize,
@@ -135,6 +135,30 @@ pub struct Trained {
     pub took_s: f64,
 }
 
+impl Trained {
+    /// What came out, in a sentence.
+    #[must_use]
+    pub fn finding(&self) -> String {
+        let scores = &self.scores;
+        let percent = |v: f64| format!("{:.0} %", v * 100.0);
+        let (low, high) = scores.gain_interval;
+        let interval = format!("{}; 90 % interval {} to {}", scores.best_baseline, percent(low), percent(high));
+        if scores.gain > 0.0 {
+            format!(
+                "On workloads it has not seen, the network's pinball loss is {} lower than that of the best simple \
+                 predictor ({interval}).",
+                percent(scores.gain)
+            )
+        } else {
+            format!(
+                "On workloads it has not seen, the network's pinball loss is {} HIGHER than that of the best simple \
+                 predictor ({interval}): it should not be shipped.",
+                percent(-scores.gain)
+            )
+        }
+    }
+}
+
 /// Trains a model and scores it and its rivals.
 ///
 /// # Errors
@@ -169,7 +193,7 @@ pub fn train(
             .map(|m| {
                 let seed = settings.seed.wrapping_add((i * settings.members + m) as u64 + 1);
                 let ids = m as u64 * IDS;
-                state.fit(&train_table, Some((&valid_table, next)), shape, (seed, ids), settings.epochs)
+                state.fit(&train_table, Some((&valid_table, next.as_slice())), shape, (seed, ids), settings.epochs)
             })
             .collect();
         let mut network = Model::new(schema.clone(), shape, scales, Origin::default(), members);

@@ -88,13 +88,13 @@ pub fn draw(title: &str, x: Axis, y: Axis, lines: &[Line]) -> Result<String, Box
         chart
             .configure_mesh()
             .disable_mesh()
-            .axis_style(color(MUTED))
+            .axis_style(ShapeStyle { color: color(MUTED).to_rgba(), filled: false, stroke_width: 1 })
             .label_style(text.clone())
             .axis_desc_style(text)
             .x_labels(6)
             .y_labels(6)
-            .x_label_formatter(&|v| (x.show)(*v))
-            .y_label_formatter(&|v| (y.show)(*v))
+            .x_label_formatter(&|v: &f64| (x.show)(*v))
+            .y_label_formatter(&|v: &f64| (y.show)(*v))
             .x_desc(x.words)
             .y_desc(y.words)
             .draw()?;
