@@ -182,6 +182,8 @@ impl Vm {
         if !running {
             return;
         }
+        // Nothing can be said of a stretch in which it stood still.
+        self.history.begin();
         if let Agent::Alive { heard, .. } = &mut self.agent {
             *heard = at;
         }

@@ -19,8 +19,10 @@ mod config;
 mod decide;
 mod demand;
 mod event;
+mod features;
 mod fleet;
 mod guard;
+mod history;
 mod pace;
 mod policy;
 mod pool;
@@ -34,6 +36,9 @@ pub use config::{Class, VmSettings};
 pub use event::{
     Action, Facts, Hold, Holding, HostMemory, HostNotice, Input, Notice, Reason, Statistics, Trouble, VmName,
     shortfall_text, source_name,
+};
+pub use features::{
+    CANDIDATE, CANDIDATE_NAMES, FEATURES_VERSION, Features, HORIZON, Outcome, QUANTILES, SIZES, WINDOW, WINDOW_NAMES,
 };
 pub use fleet::{Agent, Counts, Leftover, Order, Stamped, Vm, Want};
 pub use guard::BalloonTarget;
@@ -349,6 +354,7 @@ impl Planner {
         self.with(name, |vm| {
             vm.agent = Agent::Alive { hello, heard: at };
             vm.telemetry = None;
+            vm.history.begin();
             vm.leases.clear();
             vm.reactive.greeted(at);
         });
@@ -384,9 +390,11 @@ impl Planner {
         vm.reactive.seen(at, new.free - new.watermarks.low, headroom);
         if hurt.is_some() {
             vm.service.troubled(at);
+            vm.history.troubled();
         }
         let ballooned = new.ballooned;
         vm.telemetry = Some(Stamped { at, what: new });
+        vm.remember(at);
         self.guests_figure(at, name, ballooned);
         let Some(vm) = self.vms.get_mut(name) else { return };
         let aim = vm.aim;
