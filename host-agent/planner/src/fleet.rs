@@ -6,6 +6,7 @@
 
 use crate::config::VmSettings;
 use crate::event::{Facts, Hold, Holding, Reason, Statistics};
+use crate::foresight::Foresight;
 use crate::guard::BalloonTarget;
 use crate::history::History;
 use crate::pace::Pace;
@@ -203,6 +204,9 @@ pub struct Vm {
     /// What it did lately.
     #[serde(default)]
     pub history: History,
+    /// What a model says of it, and how right it was.
+    #[serde(default)]
+    pub foresight: Foresight,
 }
 
 /// The first block after a taking that a guest could not follow; doubled each time, up to [`LONGEST_BLOCK`].
@@ -243,6 +247,7 @@ impl Vm {
             hold: None,
             would: None,
             history: History::default(),
+            foresight: Foresight::default(),
             facts,
         }
     }

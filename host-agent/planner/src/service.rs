@@ -354,7 +354,7 @@ impl Circumstances {
     fn of(vm: &Vm, at: Micros, sample: &ServiceSample) -> Self {
         let from = at - sample.duration;
         let at_rest = vm.order.is_none() && from >= vm.settled + REST;
-        let headroom = vm.reactive.headroom(vm);
+        let headroom = vm.headroom(at);
         let spare = match (&vm.agent, &vm.telemetry) {
             (Agent::Alive { .. }, Some(t)) => t.what.free - t.what.watermarks.low >= headroom.share(1, 2),
             _ => true,
