@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod data;
+mod forecast;
 mod model;
 mod network;
 
@@ -42,9 +43,10 @@ pub use scores::{Score, Scored, Scores, Timing};
 #[cfg(feature = "train")]
 pub use train::{Fit, Progress, Settings, TrainError, Trained, train};
 
-/// The quantiles of the loss that are predicted.
-pub const QUANTILES: [f32; 4] = [0.5, 0.9, 0.95, 0.99];
-/// How many.
+pub use ballast_planner::QUANTILES;
+use ballast_planner::{Features, Point};
+
+/// How many quantiles of the loss are predicted.
 pub const LEVELS: usize = QUANTILES.len();
 
 /// What a predictor is asked: the state of a VM and the sizes it might keep.
@@ -73,4 +75,9 @@ pub trait Predictor: Send {
     /// An estimate for each candidate of each query. `None` for a query with a value that is not a number, or with
     /// another number of columns than it was trained on.
     fn estimate(&mut self, queries: &[Query<'_>]) -> Vec<Option<Vec<Estimate>>>;
+
+    /// The points of a forecast for each VM, by ascending size. `None` where [`Self::estimate`] has no answer.
+    fn predict(&mut self, features: &[Features]) -> Vec<Option<Vec<Point>>> {
+        forecast::points(self, features)
+    }
 }

@@ -189,18 +189,18 @@ impl Model {
     /// The model that this build ships.
     ///
     /// # Errors
-    /// There is none, or it does not mean what `schema` means.
-    pub fn embedded(schema: &Schema) -> Result<Self, ModelError> {
-        if SHIPPED.is_empty() { Err(ModelError::NoneShipped) } else { Self::from_bytes(SHIPPED, schema) }
+    /// There is none, or it does not mean what this build's planner means.
+    pub fn embedded() -> Result<Self, ModelError> {
+        if SHIPPED.is_empty() { Err(ModelError::NoneShipped) } else { Self::from_bytes(SHIPPED, &Schema::current()) }
     }
 
     /// The model in a file.
     ///
     /// # Errors
-    /// It cannot be read, is damaged, or does not mean what `schema` means.
-    pub fn load(path: &Path, schema: &Schema) -> Result<Self, ModelError> {
+    /// It cannot be read, is damaged, or does not mean what this build's planner means.
+    pub fn load(path: &Path) -> Result<Self, ModelError> {
         let bytes = std::fs::read(path).map_err(|source| ModelError::Read { path: path.to_owned(), source })?;
-        Self::from_bytes(&bytes, schema)
+        Self::from_bytes(&bytes, &Schema::current())
     }
 
     /// The model in `bytes`.
