@@ -257,7 +257,8 @@ impl Linear {
         let error = |row: &Row| {
             let said = self.say(&columns(row));
             let levels = QUANTILES.iter().zip(said.loss).map(|(level, said)| pinball(*level, said, row.loss));
-            levels.sum::<f64>() / LEVELS as f64 + 0.05 * (f64::from(said.pressure) - f64::from(u8::from(row.pressure))).powi(2)
+            levels.sum::<f64>() / LEVELS as f64
+                + 0.05 * (f64::from(said.pressure) - f64::from(u8::from(row.pressure))).powi(2)
         };
         rows.iter().zip(importance).map(|(row, weight)| error(row) * f64::from(weight)).sum()
     }
@@ -423,7 +424,11 @@ mod tests {
             [&mut Linear::fit(&rows, &rows), &mut Boosting::fit(&rows, &rows, 1).unwrap()];
         for predictor in all {
             let (low, high) = (said(predictor, [2.0, 0.0], 1.0), said(predictor, [18.0, 0.0], 1.0));
-            assert!((low.loss[0] - 0.1).abs() < 0.08 && (high.loss[0] - 0.9).abs() < 0.08, "{} {low:?} {high:?}", predictor.name());
+            assert!(
+                (low.loss[0] - 0.1).abs() < 0.08 && (high.loss[0] - 0.9).abs() < 0.08,
+                "{} {low:?} {high:?}",
+                predictor.name()
+            );
             assert!(low.pressure < 0.2 && high.pressure > 0.8, "{} {low:?} {high:?}", predictor.name());
             assert!(low.loss.is_sorted() && high.loss.is_sorted());
         }

@@ -13,7 +13,11 @@ pub fn card(data: &Dataset, settings: &Settings, trained: &Trained) -> Result<St
     let manifest = &data.manifest;
     let (model, timing) = (&trained.model, trained.timing);
     writeln!(text, "# Model card: Ballast's predictor\n\n{}\n", trained.finding())?;
-    writeln!(text, "Made by `ballast-host train --seed {}`; the same data and seed give the same file.\n", settings.seed)?;
+    writeln!(
+        text,
+        "Made by `ballast-host train --seed {}`; the same data and seed give the same file.\n",
+        settings.seed
+    )?;
     writeln!(text, "## What it predicts\n")?;
     writeln!(
         text,
@@ -53,8 +57,14 @@ pub fn card(data: &Dataset, settings: &Settings, trained: &Trained) -> Result<St
     writeln!(text, "Window: {}.\n", manifest.window_names.join(", "))?;
     writeln!(text, "Size: {}.\n", manifest.candidate_names.join(", "))?;
     writeln!(text, "## Scores on workloads that were held out\n")?;
-    writeln!(text, "Each workload was held out once, and another one stopped the training. Pinball loss in thousandths of the horizon, mean over workloads, before calibration.\n")?;
-    writeln!(text, "| Predictor | Pinball | 50 % | 90 % | 95 % | 99 % | Covered by 95 % | Brier of pressure |\n|---|---|---|---|---|---|---|---|")?;
+    writeln!(
+        text,
+        "Each workload was held out once, and another one stopped the training. Pinball loss in thousandths of the horizon, mean over workloads, before calibration.\n"
+    )?;
+    writeln!(
+        text,
+        "| Predictor | Pinball | 50 % | 90 % | 95 % | 99 % | Covered by 95 % | Brier of pressure |\n|---|---|---|---|---|---|---|---|"
+    )?;
     for p in &trained.scores.predictors {
         let [a, b, c, d] = p.mean.pinball.map(|v| v * 1e3);
         writeln!(

@@ -23,7 +23,10 @@ pub(crate) fn points<P: Predictor + ?Sized>(predictor: &mut P, features: &[Featu
         .map(|(features, candidates)| Query { window: &features.window, candidates })
         .collect();
     let curve = |(answer, sizes): (Option<Vec<_>>, &Vec<_>)| {
-        let points = sizes.iter().zip(answer?).map(|(size, said): (_, crate::Estimate)| Point::new(*size, said.loss, said.pressure));
+        let points = sizes
+            .iter()
+            .zip(answer?)
+            .map(|(size, said): (_, crate::Estimate)| Point::new(*size, said.loss, said.pressure));
         Some(points.collect())
     };
     predictor.estimate(&queries).into_iter().zip(&sizes).map(curve).collect()

@@ -381,7 +381,11 @@ fn agree(header: &Header, schema: &Schema) -> Result<(), ModelError> {
         && (1..=4096).contains(&shape.hidden)
         && (1..=256).contains(&shape.steps)
         && (1..=64).contains(&header.members);
-    if sound { Ok(()) } else { Err(ModelError::Weights(format!("the header's sizes do not fit each other: {shape:?}"))) }
+    if sound {
+        Ok(())
+    } else {
+        Err(ModelError::Weights(format!("the header's sizes do not fit each other: {shape:?}")))
+    }
 }
 
 /// FNV-1a, 64 bits: for accidents, not for malice.

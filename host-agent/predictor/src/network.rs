@@ -271,7 +271,8 @@ mod tests {
         let network = Network::new(SHAPE, 0, &device, &mut draw());
         let windows = [0.5, -1.0, 2.0, 0.0, 3.0, -0.2];
         let candidate = [0.3, -0.7];
-        let curves = network.forward(matrix(windows.to_vec(), 2, 3, &device), matrix([candidate, candidate].concat(), 2, 2, &device));
+        let curves = network
+            .forward(matrix(windows.to_vec(), 2, 3, &device), matrix([candidate, candidate].concat(), 2, 2, &device));
         let (loss, pressure) = (floats(curves.loss), floats(sigmoid(curves.pressure)));
         for (row, curve) in estimates(&network, &windows, &candidate).iter().enumerate() {
             let near = |a: f32, b: f32| (a - b).abs() < 1e-5;

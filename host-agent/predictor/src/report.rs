@@ -59,7 +59,15 @@ fn facts(html: &mut String, data: &Dataset, settings: &Settings, trained: &Train
         ("Data", format!("{} rows of {} workloads, {}", data.rows.len(), data.workloads().len(), manifest.made)),
         ("Guests", format!("{}, {}", manifest.kernel, manifest.image)),
         ("Machine", manifest.machine.clone()),
-        ("Features", format!("version {}, {} of the window, {} of the size", manifest.features_version, manifest.window_names.len(), manifest.candidate_names.len())),
+        (
+            "Features",
+            format!(
+                "version {}, {} of the window, {} of the size",
+                manifest.features_version,
+                manifest.window_names.len(),
+                manifest.candidate_names.len()
+            ),
+        ),
         ("Model", format!("{} networks, {} numbers", trained.model.members(), trained.model.parameters())),
         ("Seed", settings.seed.to_string()),
         ("Training", format!("{:.0} s", trained.took_s)),
@@ -79,11 +87,7 @@ fn facts(html: &mut String, data: &Dataset, settings: &Settings, trained: &Train
     Ok(())
 }
 
-fn table<'a>(
-    html: &mut String,
-    rows: impl Iterator<Item = (&'a str, &'a Score)>,
-    first: &str,
-) -> std::fmt::Result {
+fn table<'a>(html: &mut String, rows: impl Iterator<Item = (&'a str, &'a Score)>, first: &str) -> std::fmt::Result {
     write!(html, "<div class=\"scroll\"><table><thead><tr><th>{first}</th><th>Rows</th><th>Pinball</th>")?;
     for q in QUANTILES {
         write!(html, "<th>{:.0} %</th>", q * 100.0)?;

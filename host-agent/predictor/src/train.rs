@@ -163,11 +163,7 @@ impl Trained {
 ///
 /// # Errors
 /// There are too few workloads, or the data is refused.
-pub fn train(
-    data: &Dataset,
-    settings: &Settings,
-    progress: &mut dyn FnMut(&Progress),
-) -> Result<Trained, TrainError> {
+pub fn train(data: &Dataset, settings: &Settings, progress: &mut dyn FnMut(&Progress)) -> Result<Trained, TrainError> {
     let begin = Instant::now();
     let folds = folds(data, settings)?;
     let schema = data.manifest.schema();
@@ -233,13 +229,7 @@ pub fn train(
 }
 
 /// Puts what a predictor said of a part's rows where those rows are among all.
-fn keep(
-    said: &mut Vec<(String, Vec<Estimate>)>,
-    name: &str,
-    rows: &[Row],
-    part: &[&Row],
-    answers: Vec<Estimate>,
-) {
+fn keep(said: &mut Vec<(String, Vec<Estimate>)>, name: &str, rows: &[Row], part: &[&Row], answers: Vec<Estimate>) {
     let at = said.iter().position(|(n, _)| n == name).unwrap_or_else(|| {
         said.push((name.to_owned(), vec![Estimate::default(); rows.len()]));
         said.len() - 1
@@ -409,8 +399,7 @@ impl<'a> State<'a> {
         let mut optimizer = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(settings.decay).init();
         let whole = valid.map(|(table, _)| table.batch(&(0..table.rows).collect::<Vec<_>>(), &Device::flex()));
         let mut order: Vec<usize> = (0..train.rows).collect();
-        let mut fit =
-            Fit { stopped_by: valid.map(|(_, names)| names.to_vec()).unwrap_or_default(), ..Fit::default() };
+        let mut fit = Fit { stopped_by: valid.map(|(_, names)| names.to_vec()).unwrap_or_default(), ..Fit::default() };
         let (mut best, mut lowest) = (network.valid(), f64::INFINITY);
         for epoch in 1..=epochs {
             order.shuffle(&mut random);

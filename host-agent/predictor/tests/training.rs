@@ -1,8 +1,8 @@
 //! Training on data whose truth is known.
 
 use ballast_predictor::{
-    Dataset, Estimate, Manifest, Model, ModelError, Predictor, Query, Row, RunInfo, Schema, Settings, TrainError, Trained,
-    card, page, train,
+    Dataset, Estimate, Manifest, Model, ModelError, Predictor, Query, Row, RunInfo, Schema, Settings, TrainError,
+    Trained, card, page, train,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -53,7 +53,17 @@ fn dataset(seed: u64) -> Dataset {
 }
 
 fn settings(seed: u64) -> Settings {
-    Settings { seed, folds: 5, members: 2, hidden: 24, steps: 6, epochs: 60, patience: 15, batch: 32, ..Settings::default() }
+    Settings {
+        seed,
+        folds: 5,
+        members: 2,
+        hidden: 24,
+        steps: 6,
+        epochs: 60,
+        patience: 15,
+        batch: 32,
+        ..Settings::default()
+    }
 }
 
 fn trained() -> &'static (Dataset, Trained) {
@@ -97,9 +107,8 @@ fn what_is_trained_falls_with_the_size_and_does_not_cross() {
         let said = model.estimate(&[Query { window: &row.window, candidates: &candidates }]);
         let curve = said[0].as_ref().unwrap();
         assert!(curve.iter().all(|e| e.loss.is_sorted()), "{curve:?}");
-        let falls = |a: &Estimate, b: &Estimate| {
-            a.pressure >= b.pressure && a.loss.iter().zip(b.loss).all(|(a, b)| *a >= b)
-        };
+        let falls =
+            |a: &Estimate, b: &Estimate| a.pressure >= b.pressure && a.loss.iter().zip(b.loss).all(|(a, b)| *a >= b);
         assert!(curve.is_sorted_by(falls), "{curve:?}");
         assert!(curve[0].loss[0] > curve[63].loss[0], "{curve:?}");
     }
