@@ -105,6 +105,11 @@ impl fmt::Display for Flaw {
     }
 }
 
+/// What is remembered of a model's name.
+pub fn name(model: &str) -> String {
+    model.chars().filter(|c| !c.is_control()).take(NAME).collect()
+}
+
 impl Forecast {
     /// Repairs it, or says why it cannot be used.
     ///
@@ -123,7 +128,7 @@ impl Forecast {
         if at >= self.made + STALE {
             return Err(Flaw::Late);
         }
-        self.model = self.model.chars().filter(|c| !c.is_control()).take(NAME).collect();
+        self.model = name(&self.model);
         self.points.shrink_to_fit();
         let (mut loss, mut pressure) = ([0; 4], 0);
         // From the largest size down: what is lost with more memory is lost with less.
