@@ -466,6 +466,7 @@ times = 2
             ("[[phase]]", "[[phase]]\nguest = \"b\"", 8, "no guest `b`; there are a"),
             ("\"rest\"", "\"sleep\"", 8, "sleep"),
             ("budget", "settle = \"soon\"\nbudget", 3, "not a time"),
+            ("budget", "lasting = \"long\"\nbudget", 3, "not a time"),
             ("budget", "repetitions = 0\nbudget", 3, "nothing would be run"),
         ] {
             let said = said(piece, by);

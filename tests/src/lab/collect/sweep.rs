@@ -53,8 +53,8 @@ impl Sweep {
             return None;
         }
         self.next = now + HORIZON_S + self.random.random_range(LONGER_S);
-        let needs = looks.iter().rev().take_while(|l| l.t + KNOWN_S >= now);
-        let needs = needs.filter_map(|l| Some(l.kept_mib - l.available_mib?)).next();
+        let mut lately = looks.iter().rev().take_while(|l| l.t + KNOWN_S >= now);
+        let needs = lately.find_map(|l| Some(l.kept_mib - l.available_mib?));
         let (least, most) = self.range;
         // The same draws whatever is known, so that a seed says as much as it can.
         let (kind, anywhere) = (self.random.random_range(0..10), self.random.random_range(least..=most));
