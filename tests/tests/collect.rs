@@ -96,7 +96,8 @@ fn two_guests_at_a_time_are_swept_and_rows_can_be_made_again() {
     assert_eq!((run(&files, &out).ran, run(&files, &out).resumed), (0, 2));
     let rows = fs::read(out.join("rows.jsonl")).unwrap();
     fs::remove_file(out.join("rows.jsonl")).unwrap();
-    let lab = Command::new(env!("CARGO_BIN_EXE_ballast-lab")).args(["collect", "--rows-only", "--out"]).arg(&out).output();
+    let lab =
+        Command::new(env!("CARGO_BIN_EXE_ballast-lab")).args(["collect", "--rows-only", "--out"]).arg(&out).output();
     let lab = lab.unwrap();
     assert!(lab.status.success(), "{}", String::from_utf8_lossy(&lab.stderr));
     assert!(fs::read(out.join("rows.jsonl")).unwrap() == rows, "rows differ from themselves");

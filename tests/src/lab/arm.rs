@@ -85,8 +85,10 @@ impl<'de> Deserialize<'de> for Arm {
             "sweep" => Law::Sweep,
             other if HOST_LAWS.contains(&other) => Law::Host(other.to_owned()),
             other => {
-                let known =
-                    format!("static, fixed, deflate-on-oom, free-page-reporting, cgroup, sweep, {}", HOST_LAWS.join(", "));
+                let known = format!(
+                    "static, fixed, deflate-on-oom, free-page-reporting, cgroup, sweep, {}",
+                    HOST_LAWS.join(", ")
+                );
                 return Err(D::Error::custom(format!("there is no law `{other}`; known are {known}")));
             }
         };

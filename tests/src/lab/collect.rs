@@ -79,7 +79,12 @@ pub fn make(folder: &Path) -> Result<Made> {
         parts.push(Part { block, journal, found });
     }
     if made.rows == 0 {
-        bail!("{}: not one horizon of {} could be made a row\n{}", folder.display(), made.horizons, made.without.join("\n"));
+        bail!(
+            "{}: not one horizon of {} could be made a row\n{}",
+            folder.display(),
+            made.horizons,
+            made.without.join("\n")
+        );
     }
     let manifest = manifest(&run, &parts);
     let text = card::text(&run, &manifest, &parts, &made);

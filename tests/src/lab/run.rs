@@ -278,8 +278,13 @@ fn image() -> String {
         format!("{name} {:016x}", hasher.finish())
     };
     let recipe = text("workload.recipe");
-    [text("kernel"), print("initramfs.cpio"), print("initramfs-net.cpio"), format!("workload {}", &recipe[..recipe.len().min(16)])]
-        .join(", ")
+    [
+        text("kernel"),
+        print("initramfs.cpio"),
+        print("initramfs-net.cpio"),
+        format!("workload {}", &recipe[..recipe.len().min(16)]),
+    ]
+    .join(", ")
 }
 
 fn version() -> String {

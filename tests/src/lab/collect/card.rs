@@ -60,7 +60,11 @@ fn head(text: &mut String, run: &Run, manifest: &Manifest, made: &Made) -> std::
     )?;
     writeln!(text, "- Machine: {}", manifest.machine)?;
     writeln!(text, "- Guest: kernel {}, images {}", manifest.kernel, manifest.image)?;
-    writeln!(text, "- Features: version {}, made by the planner from the journals by replaying them", manifest.features_version)?;
+    writeln!(
+        text,
+        "- Features: version {}, made by the planner from the journals by replaying them",
+        manifest.features_version
+    )?;
     writeln!(
         text,
         "- Sizes: chosen by chance, seeded per block: two tenths all of the memory, four tenths within -96 to +128 MiB of what the guest \
@@ -109,7 +113,11 @@ fn table(text: &mut String, sums: &BTreeMap<&str, Sum<'_>>) -> std::fmt::Result 
 fn columns(text: &mut String, manifest: &Manifest) -> std::fmt::Result {
     writeln!(text, "## Columns\n")?;
     writeln!(text, "- Of the window: {}", manifest.window_names.join(", "))?;
-    writeln!(text, "- Of the candidate size, none of which falls when the size grows: {}", manifest.candidate_names.join(", "))?;
+    writeln!(
+        text,
+        "- Of the candidate size, none of which falls when the size grows: {}",
+        manifest.candidate_names.join(", ")
+    )?;
     writeln!(
         text,
         "- `loss`: the part of the horizon in which tasks stalled for memory, or the service lost by probes, the larger, 0 to 1; \

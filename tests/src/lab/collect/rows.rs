@@ -81,8 +81,7 @@ pub fn of(path: &Path, run: &str, workload: &str, horizons: &[Horizon]) -> Resul
     }
     questions.sort_unstable();
     let mut questions = questions.into_iter().peekable();
-    let mut asker =
-        Asker { run, workload, horizons, known: vec![None; horizons.len()], found: Found::default() };
+    let mut asker = Asker { run, workload, horizons, known: vec![None; horizons.len()], found: Found::default() };
     let mut last = Micros::ZERO;
     for record in records {
         let Record::Input { at, input } = record? else { continue };
@@ -217,7 +216,12 @@ mod tests {
             anon,
             watermarks: Watermarks { min: Bytes::mib(1), low: Bytes::mib(2), high: Bytes::mib(3) },
             memory_pressure: Some(Pressure { some: stalled, full: stalled }),
-            counters: Counters { oom_kill: Some(0), alloc_stall: Some(0), refault_file: Some(7), ..Counters::default() },
+            counters: Counters {
+                oom_kill: Some(0),
+                alloc_stall: Some(0),
+                refault_file: Some(7),
+                ..Counters::default()
+            },
             ..Telemetry::default()
         })
     }
@@ -291,7 +295,8 @@ mod tests {
             let size = run.orders.iter().rev().find(|o| o.t <= from + 1e-6).unwrap().to_mib;
             assert_eq!(horizon.size.mib_f64(), size, "{horizon:?}");
         }
-        let of_two = ArmRun { orders: vec![order(11.0, 300), OrderSeen { guest: "b".into(), ..order(15.0, 200) }], ..run };
+        let of_two =
+            ArmRun { orders: vec![order(11.0, 300), OrderSeen { guest: "b".into(), ..order(15.0, 200) }], ..run };
         assert!(horizons(&of_two).len() > 20, "another guest's orders interrupt nothing");
         assert_eq!(horizons(&ArmRun { clock_s: None, ..of_two }), []);
     }

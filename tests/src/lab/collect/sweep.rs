@@ -61,7 +61,9 @@ impl Sweep {
         let around = self.random.random_range(AROUND);
         let (size, reason) = match (kind, needs) {
             (0..2, _) => (most, "sweep: all of it"),
-            (2..6, Some(needs)) => ((needs as i64 + around).clamp(least as i64, most as i64) as u64, "sweep: about what it needs"),
+            (2..6, Some(needs)) => {
+                ((needs as i64 + around).clamp(least as i64, most as i64) as u64, "sweep: about what it needs")
+            }
             _ => (anywhere, "sweep: anything"),
         };
         let from_mib = looks.last().map_or(most as f64, |l| l.kept_mib);
@@ -105,9 +107,8 @@ mod tests {
     fn sizes_are_in_their_range_many_near_the_need_and_some_are_everything() {
         let orders = swept(3);
         assert!(orders.len() > 1_000);
-        let share = |pick: &dyn Fn(f64) -> bool| {
-            orders.iter().filter(|o| pick(o.to_mib)).count() as f64 / orders.len() as f64
-        };
+        let share =
+            |pick: &dyn Fn(f64) -> bool| orders.iter().filter(|o| pick(o.to_mib)).count() as f64 / orders.len() as f64;
         assert_eq!(share(&|mib| (128.0..=512.0).contains(&mib)), 1.0);
         // Two tenths on purpose.
         assert!((0.15..0.25).contains(&share(&|mib| mib == 512.0)));
