@@ -14,7 +14,7 @@ export DEBIAN_MIRROR ?=
 COUNT ?= 300
 SEED ?= 1
 
-.PHONY: help setup build image bundle image-debian snippets workload image-host deb test-deb demo test bench spikes fleet lab lab-smoke lint clean
+.PHONY: help setup build image bundle image-debian snippets workload image-host deb test-deb demo test bench spikes fleet lab lab-smoke collect lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -89,6 +89,11 @@ lab-smoke: image workload ## the same in under 10 minutes, with fewer laws: targ
 	@cargo build --quiet --release -p ballast-host -p ballast-tests
 	@"$$CARGO_TARGET_DIR/release/ballast-lab" run --suite smoke --repetitions 1 --no-oracle --within 8m \
 		--arms free-page-reporting,proxmox,ballast --out "$$CARGO_TARGET_DIR/lab-smoke"
+
+collect: image workload ## data for the predictor, 20 minutes: target/collect/{rows.jsonl,manifest.json,CARD.md}; goes on where it stopped
+	@echo "==> building the host agent and the lab"
+	@cargo build --quiet --release -p ballast-host -p ballast-tests
+	@"$$CARGO_TARGET_DIR/release/ballast-lab" collect
 
 lint: setup ## formatting and clippy
 	@echo "==> checking formatting and lints"

@@ -10,6 +10,7 @@
 
 pub mod arm;
 pub mod block;
+pub mod collect;
 pub mod compare;
 pub mod experiment;
 mod journal;

@@ -32,6 +32,7 @@ fn order(file: &Path, folder: &Path) -> Order {
         asked: "test".into(),
         within: None,
         fresh: false,
+        parallel: 1,
     }
 }
 

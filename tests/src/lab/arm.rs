@@ -24,6 +24,9 @@ pub enum Law {
     Cgroup,
     /// A law of `ballast-host`, by name.
     Host(String),
+    /// The lab itself moves the balloon, to a random size each time (see [`super::collect`]); `ballast-host` watches in a dry run, so
+    /// that its journal tells what came of it.
+    Sweep,
 }
 
 /// The laws that `ballast-host` knows and that move balloons.
@@ -79,10 +82,13 @@ impl<'de> Deserialize<'de> for Arm {
             "deflate-on-oom" => Law::DeflateOnOom,
             "free-page-reporting" => Law::FreePageReporting,
             "cgroup" => Law::Cgroup,
+            "sweep" => Law::Sweep,
             other if HOST_LAWS.contains(&other) => Law::Host(other.to_owned()),
             other => {
-                let known =
-                    format!("static, fixed, deflate-on-oom, free-page-reporting, cgroup, {}", HOST_LAWS.join(", "));
+                let known = format!(
+                    "static, fixed, deflate-on-oom, free-page-reporting, cgroup, sweep, {}",
+                    HOST_LAWS.join(", ")
+                );
                 return Err(D::Error::custom(format!("there is no law `{other}`; known are {known}")));
             }
         };
@@ -112,13 +118,13 @@ impl Arm {
     /// Whether a daemon of its own runs it.
     #[must_use]
     pub fn has_daemon(&self) -> bool {
-        matches!(self.law, Law::Host(_)) || self.probes
+        matches!(self.law, Law::Host(_) | Law::Sweep) || self.probes
     }
 
     /// Whether the guest agent is part of it.
     #[must_use]
     pub fn has_agent(&self) -> bool {
-        self.law == Law::Host("ballast".into())
+        self.law == Law::Sweep || self.law == Law::Host("ballast".into())
     }
 
     /// What cannot be.
@@ -131,7 +137,7 @@ impl Arm {
             return Err(format!("arm `{}`: a name has letters, digits, - and _ only: it names files", self.name));
         }
         if self.absorber && !self.has_agent() {
-            return Err(format!("arm `{}`: only the law `ballast` has an agent that could absorb", self.name));
+            return Err(format!("arm `{}`: only `ballast` and `sweep` have an agent that could absorb", self.name));
         }
         if !self.settings.is_empty() && !matches!(self.law, Law::Host(_)) {
             return Err(format!("arm `{}`: its law has no settings", self.name));

@@ -11,6 +11,7 @@
 //! others go on.
 
 use super::arm::{Arm, Law};
+use super::collect::Sweep;
 use super::experiment::{Experiment, GuestSpec};
 use super::results::{ArmRun, Block, GuestRun, PhaseRun, Totals};
 use super::watch::{self, Watched};
@@ -34,6 +35,8 @@ const AGEING: Duration = Duration::from_secs(120);
 
 /// iperf3's own port.
 const IPERF3: u16 = 5201;
+/// Phases that begin anew until a time is over advance a block by a step each so often.
+const STEP: Duration = Duration::from_secs(5);
 
 /// Told what is being done, and by how many steps the block has advanced.
 pub trait Progress: Sync {
@@ -59,13 +62,19 @@ struct Daemon {
     agent: HostAgent,
     /// When its clock began, from the block's zero, seconds.
     began: f64,
+    /// The same, asked of itself where it matters; see [`ArmRun::clock_s`].
+    clock: Option<f64>,
 }
 
 /// How many steps [`run`] reports.
 #[must_use]
 pub fn steps(experiment: &Experiment) -> u64 {
     let arms = experiment.arms.len() as u64;
-    2 * arms + 1 + arms * experiment.phases.len() as u64
+    2 * arms + 1 + experiment.lasting.map_or(arms * experiment.phases.len() as u64, ticks)
+}
+
+fn ticks(time: Duration) -> u64 {
+    time.as_secs() / STEP.as_secs()
 }
 
 /// Runs a block.
@@ -86,7 +95,9 @@ pub fn run(
     let seed = experiment.seed.wrapping_mul(1_000).wrapping_add(repetition.into());
     let mut random = ChaCha8Rng::seed_from_u64(seed);
 
-    let network = experiment.client.as_ref().map(|_| Network::new()).transpose()?;
+    // The probes of a sweep come from this machine; all others from beside a client.
+    let networked = experiment.client.is_some() || experiment.arms.iter().any(|a| a.probes && a.law == Law::Sweep);
+    let network = networked.then(Network::new).transpose()?;
     told.doing("cloning the guests");
     let client = experiment.client.as_ref().map(|spec| client(spec, network.as_ref(), experiment)).transpose()?;
     let mut arms: Vec<Live<'_>> = Vec::new();
@@ -103,7 +114,7 @@ pub fn run(
     }
     let zero = Instant::now();
     for live in &mut arms {
-        live.attempt(|live| live.begin(experiment, network.as_ref(), zero));
+        live.attempt(|live| live.begin(experiment, seed, network.as_ref(), zero));
     }
     if arms.iter().all(|a| a.error.is_some()) {
         let why = arms.first().and_then(|a| a.error.clone()).unwrap_or_default();
@@ -160,11 +171,22 @@ fn phases(
         thread::sleep(experiment.settle);
         told.step();
         let mut order: Vec<usize> = (0..turns.len()).collect();
-        for (index, phase) in experiment.phases.iter().enumerate() {
+        let begun = Instant::now();
+        let mut ticked = 0;
+        // Once, or again and again until their time is over or there is nobody left to run them.
+        for (index, phase) in experiment.phases.iter().cycle().enumerate() {
+            let over = match experiment.lasting {
+                None => index >= experiment.phases.len(),
+                Some(lasting) => begun.elapsed() >= lasting || turns.iter().all(|t| t.error.is_some()),
+            };
+            if over {
+                break;
+            }
             order.shuffle(random);
             for &turn in &order {
                 let turn = &mut turns[turn];
-                told.doing(&format!("{} of {}: {}, {}", index + 1, experiment.phases.len(), phase.label, turn.arm));
+                let of = experiment.lasting.map_or_else(|| experiment.phases.len().to_string(), |l| format!("{l:?}"));
+                told.doing(&format!("{} of {of}: {}, {}", index + 1, phase.label, turn.arm));
                 if turn.error.is_none() {
                     let guest = &turn.guests[phase.guest];
                     let address = turn.network.as_ref().map(|addresses| addresses[phase.guest].to_string());
@@ -177,7 +199,13 @@ fn phases(
                     }
                     thread::sleep(experiment.gap);
                 }
+                if experiment.lasting.is_none() {
+                    told.step();
+                }
+            }
+            for _ in ticked..ticks(begun.elapsed().min(experiment.lasting.unwrap_or_default())) {
                 told.step();
+                ticked += 1;
             }
         }
         stop.store(true, Ordering::Relaxed);
@@ -191,7 +219,7 @@ fn one(
     client: Option<(&Guest, &str)>,
     zero: Instant,
 ) -> Result<PhaseRun> {
-    let phase = &experiment.phases[index];
+    let phase = &experiment.phases[index % experiment.phases.len()];
     let before = guest.counters()?;
     let began = zero.elapsed().as_secs_f64();
     let outcome = phase.work.run(guest, client, experiment.patience)?;
@@ -280,7 +308,7 @@ impl<'a> Live<'a> {
         if let Some(size) = spec.zram {
             machine.guest.swap_to_zram(size)?;
         }
-        Ok(Watched { machine, series: Vec::new(), stalled_before: None, lost: None })
+        Ok(Watched::new(machine))
     }
 
     /// Does something that may break this arm, unless it is broken already.
@@ -297,7 +325,7 @@ impl<'a> Live<'a> {
     }
 
     /// The law begins.
-    fn begin(&mut self, experiment: &Experiment, network: Option<&Network>, zero: Instant) -> Result<()> {
+    fn begin(&mut self, experiment: &Experiment, seed: u64, network: Option<&Network>, zero: Instant) -> Result<()> {
         for (place, guest) in self.guests.iter_mut().enumerate() {
             for phase in experiment.phases.iter().filter(|p| p.guest == place) {
                 phase.work.prepare(&guest.machine.guest)?;
@@ -330,7 +358,9 @@ impl<'a> Live<'a> {
                 Some(network) => HostAgent::start_in(config, network),
                 None => HostAgent::start(config),
             };
-            self.daemon = Some(Daemon { agent: agent?, began });
+            let agent = agent?;
+            let clock = (self.arm.law == Law::Sweep).then(|| clock(&agent, zero)).transpose()?;
+            self.daemon = Some(Daemon { agent, began, clock });
         }
         if self.arm.has_agent() {
             let args: &[&str] = if self.arm.absorber { &["run", "--absorber"] } else { &["run"] };
@@ -339,6 +369,12 @@ impl<'a> Live<'a> {
             }
         }
         self.before = self.guests.iter().map(|g| g.machine.guest.counters()).collect::<Result<_>>()?;
+        if self.arm.law == Law::Sweep {
+            let now = zero.elapsed().as_secs_f64();
+            for (place, (guest, spec)) in self.guests.iter_mut().zip(&experiment.guests).enumerate() {
+                guest.sweep = Some(Sweep::new(&spec.name, seed + place as u64, (spec.min, spec.memory), now));
+            }
+        }
         Ok(())
     }
 
@@ -348,6 +384,7 @@ impl<'a> Live<'a> {
             if let Some(lost) = guest.lost.take() {
                 self.error.get_or_insert(format!("guest {}: {lost}", guest.machine.name()));
             }
+            run.orders.extend(guest.sweep.take().map(|s| s.orders).unwrap_or_default());
             let mut totals = match (self.before.get(number), guest.machine.guest.counters()) {
                 (Some(before), Ok(after)) => watch::between(before, &after),
                 (_, Err(e)) => {
@@ -366,7 +403,8 @@ impl<'a> Live<'a> {
         }
         run.phases = std::mem::take(&mut self.phases);
         run.over_budget_mib_s = experiment.budget.map(|budget| over(&run.guests, budget.mib_f64(), from));
-        if let Some(Daemon { mut agent, began }) = self.daemon.take() {
+        if let Some(Daemon { mut agent, began, clock }) = self.daemon.take() {
+            run.clock_s = clock;
             run.host_agent_cpu_s = agent.pid().and_then(cpu_seconds).unwrap_or(0.0);
             let file = format!("{}-{repetition}-{}.jsonl", experiment.name, self.arm.name);
             let read = || -> Result<()> {
@@ -398,8 +436,12 @@ fn over(guests: &[GuestRun], budget_mib: f64, from: f64) -> f64 {
 fn config(arm: &Arm, experiment: &Experiment, mut config: toml::Table) -> toml::Table {
     let law = match &arm.law {
         Law::Host(name) => name.as_str(),
+        Law::Sweep => "ballast",
         _ => "static",
     };
+    if arm.law == Law::Sweep {
+        config.insert("daemon".into(), toml::Table::from_iter([("dry-run".to_owned(), true.into())]).into());
+    }
     let mut section = toml::Table::from_iter([("name".to_owned(), law.into())]);
     if law == "ballast" {
         config.insert("defaults".into(), arm.settings.clone().into());
@@ -432,6 +474,12 @@ fn probe(config: &mut toml::Table, addresses: &[Ipv4Addr]) {
             vm.insert("service".into(), toml::Table::from_iter(service).into());
         }
     }
+}
+
+/// When a daemon's clock began, at the latest.
+fn clock(agent: &HostAgent, zero: Instant) -> Result<f64> {
+    let now = agent.status()?["now"].as_u64().context("the host agent's status tells no time")?;
+    Ok(zero.elapsed().as_secs_f64() - now as f64 / 1e6)
 }
 
 /// CPU time of a process so far.

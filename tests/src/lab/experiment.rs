@@ -7,6 +7,7 @@
 //! settle = "25s"              # after ageing: the laws find their size
 //! gap = "500ms"               # between two arms' turns
 //! patience = "120s"           # a phase is ended after this, with what it has done by then
+//! lasting = "90s"             # the phases begin anew until so much time has passed; otherwise each is run once
 //! budget = "448MiB"           # the host memory that the guests of one arm have together
 //! arms = ["static", "mom", "ballast", { name = "reporting-too", law = "ballast", reporting = true }]
 //!
@@ -79,6 +80,8 @@ pub struct Experiment {
     pub gap: Duration,
     /// When a phase that does not end is ended.
     pub patience: Duration,
+    /// The phases begin anew until so much time has passed since the first; `None`: each is run once.
+    pub lasting: Option<Duration>,
     /// What the guests of one arm may hold together.
     pub budget: Option<Bytes>,
     /// Whether the search for the oracle is part of it.
@@ -161,6 +164,7 @@ struct File {
     #[serde(default)]
     settle: Option<Spanned<String>>,
     patience: Option<Spanned<String>>,
+    lasting: Option<Spanned<String>>,
     #[serde(default)]
     gap: Option<Spanned<String>>,
     #[serde(default)]
@@ -247,6 +251,7 @@ impl Experiment {
         let settle = place.time(file.settle.as_ref(), Duration::from_secs(25))?;
         let gap = place.time(file.gap.as_ref(), Duration::from_millis(500))?;
         let patience = place.time(file.patience.as_ref(), Duration::from_secs(120))?;
+        let lasting = file.lasting.is_some().then(|| place.time(file.lasting.as_ref(), Duration::ZERO)).transpose()?;
         let repetitions = file.repetitions.as_ref().map_or(1, |r| *r.get_ref());
         if repetitions == 0 {
             let at = file.repetitions.as_ref().map_or(0, |r| r.span().start);
@@ -269,6 +274,7 @@ impl Experiment {
             settle,
             gap,
             patience,
+            lasting,
             budget,
             oracle: file.oracle,
             arms,
@@ -460,6 +466,7 @@ times = 2
             ("[[phase]]", "[[phase]]\nguest = \"b\"", 8, "no guest `b`; there are a"),
             ("\"rest\"", "\"sleep\"", 8, "sleep"),
             ("budget", "settle = \"soon\"\nbudget", 3, "not a time"),
+            ("budget", "lasting = \"long\"\nbudget", 3, "not a time"),
             ("budget", "repetitions = 0\nbudget", 3, "nothing would be run"),
         ] {
             let said = said(piece, by);

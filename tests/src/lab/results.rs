@@ -32,6 +32,9 @@ pub struct Run {
     pub asked: String,
     /// Where it ran.
     pub machine: Host,
+    /// What the guests were booted from: kernel, and what tells one image from another.
+    #[serde(default)]
+    pub image: String,
     /// The files, by name: the text as it was read.
     pub experiments: std::collections::BTreeMap<String, String>,
 }
@@ -89,7 +92,7 @@ pub struct ArmRun {
     pub guests: Vec<GuestRun>,
     /// Its phases, in the order they were run.
     pub phases: Vec<PhaseRun>,
-    /// Every order of its daemon.
+    /// Every order of its daemon; under `sweep`, of the lab.
     pub orders: Vec<OrderSeen>,
     /// Every demand its daemon heard.
     pub demands: Vec<DemandSeen>,
@@ -103,6 +106,10 @@ pub struct ArmRun {
     pub sign_to_first_mib_ms: Vec<f64>,
     /// What the guests together held beyond the host's budget, MiB times seconds; `None` without a budget.
     pub over_budget_mib_s: Option<f64>,
+    /// When its daemon's clock began, at the latest, from the block's zero, seconds: that clock then says at least what lies
+    /// between. Known under `sweep`.
+    #[serde(default)]
+    pub clock_s: Option<f64>,
 }
 
 /// One guest of an arm.
@@ -168,7 +175,7 @@ pub struct Totals {
 /// One phase, run once on one arm.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PhaseRun {
-    /// Its place in the file, from 0: the same place in another arm is its pair.
+    /// Its place in the file, from 0, counted on when the phases begin anew: the same place in another arm is its pair.
     pub index: usize,
     /// Its label: the file's, or made from the work.
     pub label: String,

@@ -8,11 +8,15 @@ use super::experiment::Experiment;
 use super::results::{self, Block, Host, Run};
 use super::summary;
 use super::warm::Warm;
-use anyhow::{Context, Result};
+use crate::paths;
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 /// What is to be run.
@@ -28,6 +32,8 @@ pub struct Order {
     pub within: Option<Duration>,
     /// Start anew, whatever is there.
     pub fresh: bool,
+    /// How many blocks are run at once: more than one only where nothing is compared.
+    pub parallel: usize,
 }
 
 /// How a run went.
@@ -72,7 +78,9 @@ impl Order {
     /// The folder cannot be written.
     pub fn run(&self) -> Result<Done> {
         let begun = Instant::now();
-        let warm = Warm::where_needed();
+        // What it costs is worth it where arms are compared.
+        let compares = self.experiments.iter().any(|e| e.arms.len() > 1);
+        let warm = compares.then(Warm::where_needed).flatten();
         self.prepare(warm.is_some())?;
         let journals = self.folder.join("journals");
         let jobs = self.jobs();
@@ -82,17 +90,27 @@ impl Order {
             "{bar:24} {percent:>3} %  {elapsed} gone, about {eta} left  {msg}",
         )?);
         bar.enable_steady_tick(Duration::from_millis(500));
-        let mut done = Done::default();
-        for job in jobs {
-            match job {
-                Job::Block(experiment, repetition) => {
-                    self.block(experiment, repetition, false, &journals, &bar, begun, &mut done)?;
+        let done = Mutex::new(Done::default());
+        let left = Mutex::new(jobs.into_iter());
+        let worker = || -> Result<()> {
+            loop {
+                // A statement of its own, so that the others may go on while this job runs.
+                let next = left.lock().expect("no holder panics").next();
+                match next {
+                    None => return Ok(()),
+                    Some(Job::Block(experiment, repetition)) => {
+                        self.block(experiment, repetition, false, &journals, &bar, begun, &done)?;
+                    }
+                    Some(Job::Oracle(experiment)) => self.oracle(experiment, &journals, &bar, begun, &done)?,
                 }
-                Job::Oracle(experiment) => self.oracle(experiment, &journals, &bar, begun, &mut done)?,
             }
-        }
+        };
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..self.parallel.max(1)).map(|_| scope.spawn(worker)).collect();
+            workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|_| bail!("a block panicked")))
+        })?;
         bar.finish_and_clear();
-        Ok(done)
+        done.into_inner().ok().context("a block panicked")
     }
 
     fn prepare(&self, kept_warm: bool) -> Result<()> {
@@ -113,6 +131,7 @@ impl Order {
             version: version(),
             asked: self.asked.clone(),
             machine: host(kept_warm),
+            image: image(),
             experiments: self.experiments.iter().map(|e| (e.name.clone(), e.text.clone())).collect(),
         };
         results::write_json(&self.folder.join("run.json"), &run)
@@ -143,7 +162,7 @@ impl Order {
         journals: &Path,
         bar: &ProgressBar,
         begun: Instant,
-        done: &mut Done,
+        done: &Mutex<Done>,
     ) -> Result<()> {
         let (min, max) = experiment.oracle_range();
         let mut tried: Vec<Block> = Vec::new();
@@ -170,25 +189,27 @@ impl Order {
         journals: &Path,
         bar: &ProgressBar,
         begun: Instant,
-        done: &mut Done,
+        done: &Mutex<Done>,
     ) -> Result<Option<Block>> {
+        let done = || done.lock().expect("no holder panics");
         let kind = if oracle { " oracle" } else { "" };
         let head = format!("{}{kind} {repetition}", experiment.name);
         let path = self.path(experiment, repetition, oracle);
         if let Ok(block) = results::read_json::<Block>(&path)
             && block.fingerprint == experiment.fingerprint()
         {
-            done.resumed += 1;
+            done().resumed += 1;
             bar.inc(block::steps(experiment));
             return Ok(Some(block));
         }
         let like = (1..=experiment.repetitions)
             .filter_map(|n| results::read_json::<Block>(&self.path(experiment, n, false)).ok());
-        let expected = like.map(|b| b.took_s).next().unwrap_or(0.0);
+        let planned = experiment.lasting.map_or(0.0, |lasting| (lasting + experiment.settle).as_secs_f64());
+        let expected = like.map(|b| b.took_s).next().unwrap_or(planned);
         if let Some(within) = self.within
             && begun.elapsed().as_secs_f64() + expected > within.as_secs_f64()
         {
-            done.left_out.push(head);
+            done().left_out.push(head);
             bar.inc(block::steps(experiment));
             return Ok(None);
         }
@@ -199,17 +220,17 @@ impl Order {
                     if let Some(error) = &arm.error {
                         let told = format!("{head}, arm {}: {error}", arm.arm);
                         bar.println(&told);
-                        done.broken.push(told);
+                        done().broken.push(told);
                     }
                 }
                 results::write_json(&path, &block)?;
-                done.ran += 1;
+                done().ran += 1;
                 Ok(Some(block))
             }
             Err(e) => {
                 let told = format!("{head}: {e:#}");
                 bar.println(&told);
-                done.broken.push(told);
+                done().broken.push(told);
                 Ok(None)
             }
         }
@@ -246,6 +267,24 @@ fn host(kept_warm: bool) -> Host {
         accelerator: crate::Accel::here().map(|a| format!("{a:?}").to_lowercase()).unwrap_or_default(),
         kept_warm,
     }
+}
+
+/// What guests are booted from: the kernel's package, and enough of the images to tell them from others.
+fn image() -> String {
+    let text = |name| fs::read_to_string(paths::guest(name)).unwrap_or_default().trim().to_owned();
+    let print = |name| {
+        let mut hasher = DefaultHasher::new();
+        fs::read(paths::guest(name)).unwrap_or_default().hash(&mut hasher);
+        format!("{name} {:016x}", hasher.finish())
+    };
+    let recipe = text("workload.recipe");
+    [
+        text("kernel"),
+        print("initramfs.cpio"),
+        print("initramfs-net.cpio"),
+        format!("workload {}", &recipe[..recipe.len().min(16)]),
+    ]
+    .join(", ")
 }
 
 fn version() -> String {

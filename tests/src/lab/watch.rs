@@ -2,6 +2,7 @@
 //!
 //! A guest under pressure may not answer in time. Then the look from inside is missing, and nothing waits for it.
 
+use super::collect::Sweep;
 use super::results::{Look, Totals};
 use crate::Machine;
 use crate::wire::{Counters, Request, Sample};
@@ -24,6 +25,28 @@ pub struct Watched {
     pub stalled_before: Option<u64>,
     /// Why it cannot be watched any more.
     pub lost: Option<String>,
+    /// Moves its balloon, where the lab does that itself.
+    pub sweep: Option<Sweep>,
+}
+
+impl Watched {
+    /// A guest that nothing has been seen of.
+    #[must_use]
+    pub fn new(machine: Machine) -> Self {
+        Self { machine, series: Vec::new(), stalled_before: None, lost: None, sweep: None }
+    }
+
+    /// Moves the balloon when its time has come.
+    fn sweep(&mut self, zero: Instant) {
+        let Some(sweep) = self.sweep.as_mut().filter(|_| self.lost.is_none()) else { return };
+        // Before the order, never after it: what is known at this moment must not know the order's effect.
+        let now = zero.elapsed().as_secs_f64();
+        if let Some(size) = sweep.due(now, &self.series)
+            && let Err(e) = self.machine.qmp.set_balloon(size)
+        {
+            self.lost = Some(format!("{e:#}"));
+        }
+    }
 }
 
 /// Looks at all of them until told to stop; `zero` is the time that looks count from.
@@ -31,6 +54,7 @@ pub fn watch(guests: &mut [&mut Watched], zero: Instant, stop: &AtomicBool) {
     let mut inside = true;
     let mut next = Instant::now();
     while !stop.load(Ordering::Relaxed) {
+        guests.iter_mut().for_each(|guest| guest.sweep(zero));
         look(guests, zero, inside);
         inside = !inside;
         next += EVERY;

@@ -250,6 +250,7 @@ pub fn run() -> Run {
             accelerator: "tcg".to_owned(),
             kept_warm: true,
         },
+        image: "6.1.0".to_owned(),
         experiments: EXPERIMENTS.iter().map(|e| text(e)).collect(),
     }
 }

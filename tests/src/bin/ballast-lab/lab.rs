@@ -72,8 +72,12 @@ fn suites(text: &str) -> Vec<String> {
 }
 
 fn shipped() -> Result<Vec<PathBuf>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
-    let entries = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+    files_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments"))
+}
+
+/// The experiment files of a folder, by name.
+pub fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
     let mut files: Vec<PathBuf> = entries.map(|e| Ok(e?.path())).collect::<Result<_>>()?;
     files.retain(|f| f.extension().is_some_and(|e| e == "toml"));
     files.sort();
@@ -103,7 +107,7 @@ impl RunCommand {
             |suite| format!("suite {suite}"),
         );
         let folder = self.out.clone().unwrap_or_else(|| paths::target().join("lab"));
-        let order = Order { experiments, folder, asked, within: self.within, fresh: self.fresh };
+        let order = Order { experiments, folder, asked, within: self.within, fresh: self.fresh, parallel: 1 };
         let done = order.run()?;
         super::report::make(&order.folder)?;
         if done.resumed > 0 {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod collect;
 mod demo;
 mod fleet;
 mod lab;
@@ -30,6 +31,8 @@ enum Command {
     Fleet(fleet::FleetCommand),
     /// Runs experiments: laws against workloads, side by side, and writes a report.
     Run(lab::RunCommand),
+    /// Collects data for the predictor: guests at random sizes, and what became of them.
+    Collect(collect::CollectCommand),
     /// Lists the experiments that come with the sources.
     List(lab::ListCommand),
     /// Random bursts against the pair, counting what the guest suffers.
@@ -46,6 +49,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Bench(order) => order.run(),
         Command::Fleet(order) => order.run(),
         Command::Run(order) => order.run(),
+        Command::Collect(order) => order.run(),
         Command::List(order) => order.run(),
         Command::Spikes(order) => order.run(),
         Command::Report(order) => order.run(),
