@@ -75,6 +75,8 @@ pub struct Daemon {
     pub on_exit: OnExit,
     /// Decide and write down, and order nothing.
     pub dry_run: bool,
+    /// The predictor's weights; `None`: those in the binary.
+    pub model: Option<PathBuf>,
 }
 
 /// What becomes of the balloons when the daemon stops.

@@ -3,6 +3,8 @@
 //! In a terminal by ratatui's chart, in a file as SVG by plotters. Both show the same: the median, the band up to the
 //! 95 % quantile that decides, the budget, and where the VM is now.
 
+use ballast_planner::{CurvePoint, VmStatus};
+use ballast_protocol::Bytes;
 use plotters::prelude::*;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -10,36 +12,32 @@ use ratatui::style::Style;
 use ratatui::symbols::Marker;
 use ratatui::text::Line;
 use ratatui::widgets::{Axis, Chart, Dataset, GraphType, Widget};
-use serde::{Deserialize, Serialize};
+use std::fmt::Write;
 
-/// What a model says of one VM.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Curve {
-    /// The VM.
-    pub vm: String,
-    /// Which model.
-    pub model: String,
+/// What is drawn.
+struct Curve<'a> {
+    vm: &'a str,
+    model: &'a str,
     /// What the VM keeps now, MiB.
-    pub kept_mib: f64,
-    /// The loss that is allowed, 0 to 1.
-    pub budget: f64,
-    /// By size, ascending.
-    pub points: Vec<CurvePoint>,
+    kept: f64,
+    /// The loss that is allowed, percent.
+    budget: f64,
+    /// By size, ascending: MiB, and percent.
+    points: Vec<At>,
 }
 
-/// What is expected at one size.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CurvePoint {
-    /// The size, MiB.
-    pub mib: f64,
-    /// The loss of service in the horizon, 0 to 1: half of all outcomes are no worse.
-    pub median: f64,
+/// What is expected at one size, in percent of the next ten seconds.
+#[derive(Clone, Copy)]
+struct At {
+    mib: f64,
+    /// Half of all outcomes are no worse.
+    median: f64,
     /// 95 of 100 are no worse, by the model.
-    pub q95: f64,
-    /// The same after calibration on what came of earlier predictions for this VM: this one decides.
-    pub calibrated: f64,
-    /// The probability of pressure in the horizon.
-    pub pressure: f64,
+    q95: f64,
+    /// The same after correction by what came of earlier forecasts for this VM: this one decides.
+    bound: f64,
+    /// The probability of pressure.
+    pressure: f64,
 }
 
 /// Columns and lines of the terminal's plot.
@@ -47,9 +45,55 @@ const PLOT: (u16, u16) = (78, 20);
 /// Pixels of the SVG.
 const PICTURE: (u32, u32) = (800, 420);
 /// A curve without any loss still needs a scale.
-const LEAST_SCALE: f64 = 0.02;
+const LEAST_SCALE: f64 = 2.0;
 
-impl Curve {
+/// For a terminal, with a line for each size below it. `None`: nothing is predicted for this VM.
+#[must_use]
+pub fn text(vm: &VmStatus) -> Option<String> {
+    let curve = Curve::of(vm)?;
+    let sizes = curve.sizes()?;
+    Some(curve.text(sizes))
+}
+
+/// As a picture.
+///
+/// # Errors
+/// There is nothing to draw, or it cannot be drawn; for people.
+pub fn svg(vm: &VmStatus) -> Result<String, String> {
+    let curve = Curve::of(vm).and_then(|curve| Some((curve.sizes()?, curve)));
+    let (sizes, curve) = curve.ok_or_else(|| format!("nothing is predicted for {}: see `explain {0}`", vm.name))?;
+    let mut out = String::new();
+    curve.draw(&mut out, sizes).map_err(|e| format!("the curve of {} cannot be drawn: {e}", vm.name))?;
+    Ok(out)
+}
+
+fn percent(millionths: u32) -> f64 {
+    f64::from(millionths) / 1e4
+}
+
+fn mib(size: Bytes) -> f64 {
+    size.0 as f64 / f64::from(1 << 20)
+}
+
+impl<'a> Curve<'a> {
+    fn of(vm: &'a VmStatus) -> Option<Self> {
+        let forecast = vm.forecast.as_ref()?;
+        let at = |p: &CurvePoint| At {
+            mib: mib(p.size),
+            median: percent(p.loss_ppm[0]),
+            q95: percent(p.loss_ppm[2]),
+            bound: percent(p.bound_ppm),
+            pressure: percent(p.pressure_ppm),
+        };
+        Some(Self {
+            vm: &vm.name.0,
+            model: forecast.model.as_deref()?,
+            kept: mib(vm.actual.unwrap_or(vm.target)),
+            budget: percent(forecast.budget.millionths()),
+            points: forecast.points.iter().map(at).collect(),
+        })
+    }
+
     fn sizes(&self) -> Option<(f64, f64)> {
         let (first, last) = (self.points.first()?.mib, self.points.last()?.mib);
         (last > first).then_some((first, last))
@@ -57,22 +101,19 @@ impl Curve {
 
     /// The highest loss shown, in percent.
     fn scale(&self) -> f64 {
-        let most = self.points.iter().map(|p| p.calibrated.max(p.q95).max(p.median));
-        100.0 * most.fold(self.budget.max(LEAST_SCALE), f64::max) * 1.05
+        let most = self.points.iter().map(|p| p.bound.max(p.q95).max(p.median));
+        most.fold(self.budget.max(LEAST_SCALE), f64::max) * 1.05
     }
 
-    fn line(&self, of: impl Fn(&CurvePoint) -> f64) -> Vec<(f64, f64)> {
-        self.points.iter().map(|p| (p.mib, 100.0 * of(p))).collect()
+    fn line(&self, of: impl Fn(&At) -> f64) -> Vec<(f64, f64)> {
+        self.points.iter().map(|p| (p.mib, of(p))).collect()
     }
 
-    /// For a terminal, with a line for each size below it.
-    #[must_use]
-    pub fn text(&self) -> String {
-        let Some((first, last)) = self.sizes() else { return format!("{}: nothing is predicted\n", self.vm) };
+    fn text(&self, (first, last): (f64, f64)) -> String {
         let scale = self.scale();
-        let (median, q95, calibrated) = (self.line(|p| p.median), self.line(|p| p.q95), self.line(|p| p.calibrated));
-        let budget = [(first, 100.0 * self.budget), (last, 100.0 * self.budget)];
-        let now = [(self.kept_mib, 0.0), (self.kept_mib, scale)];
+        let (median, q95, bound) = (self.line(|p| p.median), self.line(|p| p.q95), self.line(|p| p.bound));
+        let budget = [(first, self.budget), (last, self.budget)];
+        let now = [(self.kept, 0.0), (self.kept, scale)];
         let set = |name: &'static str, data, marker| {
             Dataset::default().name(name).marker(marker).graph_type(GraphType::Line).data(data)
         };
@@ -81,7 +122,7 @@ impl Curve {
             set("now", &now[..], Marker::Dot),
             set("50 %", &median, Marker::Braille),
             set("95 %", &q95, Marker::Braille),
-            set("95 % calibrated", &calibrated, Marker::Block),
+            set("95 % corrected", &bound, Marker::Block),
         ];
         let label = |text: String| Line::from(text);
         let middle = f64::midpoint(first, last);
@@ -102,41 +143,33 @@ impl Curve {
             out.push_str(cells.trim_end());
             out.push('\n');
         }
-        out.push_str("     MiB   50 %   95 %  calibrated  pressure\n");
+        out.push_str("     MiB   50 %   95 %   corrected  pressure\n");
         for p in &self.points {
-            let [a, b, c, d] = [p.median, p.q95, p.calibrated, p.pressure].map(|v| 100.0 * v);
-            out.push_str(&format!("{:8.0} {a:6.2} {b:6.2}  {c:10.2}  {d:8.1}\n", p.mib));
+            let At { mib, median, q95, bound, pressure } = p;
+            let _ = writeln!(out, "{mib:8.0} {median:6.2} {q95:6.2}  {bound:10.2}  {pressure:8.1}");
         }
         out
     }
 
-    /// As a picture.
-    ///
-    /// # Errors
-    /// There is nothing to draw, or it cannot be drawn; for people.
-    pub fn svg(&self) -> Result<String, String> {
-        let (first, last) = self.sizes().ok_or_else(|| format!("nothing is predicted for {}", self.vm))?;
-        let mut out = String::new();
-        self.draw(&mut out, first, last).map_err(|e| format!("the curve of {} cannot be drawn: {e}", self.vm))?;
-        Ok(out)
-    }
-
-    fn draw(&self, out: &mut String, first: f64, last: f64) -> Result<(), Box<dyn std::error::Error>> {
+    fn draw(&self, out: &mut String, (first, last): (f64, f64)) -> Result<(), Box<dyn std::error::Error>> {
         let scale = self.scale();
         let root = SVGBackend::with_string(out, PICTURE).into_drawing_area();
         root.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&root)
             .margin(12)
-            .caption(format!("{}: loss of service expected in the next 10 s ({})", self.vm, self.model), ("sans-serif", 16))
+            .caption(
+                format!("{}: loss of service expected in the next 10 s ({})", self.vm, self.model),
+                ("sans-serif", 16),
+            )
             .x_label_area_size(36)
             .y_label_area_size(52)
             .build_cartesian_2d(first..last, 0.0..scale)?;
         chart.configure_mesh().x_desc("MiB kept").y_desc("% of service lost").light_line_style(WHITE).draw()?;
         let band: Vec<(f64, f64)> =
-            self.line(|p| p.median).into_iter().chain(self.line(|p| p.calibrated).into_iter().rev()).collect();
+            self.line(|p| p.median).into_iter().chain(self.line(|p| p.bound).into_iter().rev()).collect();
         chart
             .draw_series(std::iter::once(Polygon::new(band, BLUE.mix(0.15))))?
-            .label("50 to 95 %, calibrated")
+            .label("50 to 95 %, corrected")
             .legend(|(x, y)| Rectangle::new([(x, y - 5), (x + 16, y + 5)], BLUE.mix(0.15).filled()));
         let lines = [("50 %", self.line(|p| p.median), BLUE), ("95 %, the model's", self.line(|p| p.q95), MAGENTA)];
         for (name, line, colour) in lines {
@@ -145,14 +178,14 @@ impl Curve {
                 .label(name)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
         }
-        let budget = 100.0 * self.budget;
+        let budget = self.budget;
         chart
             .draw_series(LineSeries::new([(first, budget), (last, budget)], RED.stroke_width(1)))?
             .label("budget")
             .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], RED));
-        if (first..=last).contains(&self.kept_mib) {
+        if (first..=last).contains(&self.kept) {
             chart
-                .draw_series(LineSeries::new([(self.kept_mib, 0.0), (self.kept_mib, scale)], BLACK.stroke_width(1)))?
+                .draw_series(LineSeries::new([(self.kept, 0.0), (self.kept, scale)], BLACK.stroke_width(1)))?
                 .label("kept now")
                 .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], BLACK));
         }
@@ -165,37 +198,58 @@ impl Curve {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ballast_planner::{Facts, ForecastStatus, Input, Mode, Planner, Ratio, VmName, VmSettings};
+    use ballast_protocol::Micros;
 
-    fn falling() -> Curve {
-        let point = |i: u32| {
-            let loss = f64::from(15 - i) / 50.0;
-            CurvePoint {
-                mib: 100.0 + 20.0 * f64::from(i),
-                median: loss / 4.0,
-                q95: loss,
-                calibrated: loss * 1.1,
-                pressure: loss,
-            }
+    fn vm(points: Vec<CurvePoint>) -> VmStatus {
+        let mut planner = Planner::new();
+        let vm = VmName::from("web");
+        let size = Bytes::mib(240);
+        let facts = Facts { max: size, actual: size, running: true, balloon: true, deflate_on_oom: Some(true) };
+        planner.handle(Micros::ZERO, Input::Vm { vm: vm.clone(), facts, settings: VmSettings::default() });
+        let mut status = VmStatus::of(&vm, planner.vm(&vm).unwrap(), Micros::secs(1));
+        status.forecast = Some(ForecastStatus {
+            mode: Mode::Shadow,
+            used: false,
+            standing: "good".to_owned(),
+            model: Some("network 1".to_owned()),
+            age: None,
+            budget: Ratio::percent(1),
+            size: None,
+            headroom: None,
+            coverage: None,
+            judged: 0,
+            missed: 0,
+            refused: 0,
+            points,
+        });
+        status
+    }
+
+    fn falling(loss: u32) -> VmStatus {
+        let point = |i: u32| CurvePoint {
+            size: Bytes::mib(100 + 20 * u64::from(i)),
+            loss_ppm: [1, 3, 4, 6].map(|q| q * loss * (15 - i)),
+            bound_ppm: 5 * loss * (15 - i),
+            pressure_ppm: loss * (15 - i),
         };
-        let points = (0..16).map(point).collect();
-        Curve { vm: "web".into(), model: "network 1".into(), kept_mib: 240.0, budget: 0.01, points }
+        vm((0..16).map(point).collect())
     }
 
     #[test]
     fn a_terminal_shows_the_curve_and_its_figures() {
-        let text = falling().text();
+        let text = text(&falling(4_000)).unwrap();
         assert!(text.starts_with("web: what network 1 expects"), "{text}");
         let figures = text.lines().filter(|l| l.split_whitespace().filter_map(|w| w.parse::<f64>().ok()).count() == 5);
         assert_eq!(figures.count(), 16, "{text}");
-        // The calibrated curve falls from the left to the right.
-        let column = |row: &str| row.chars().position(|c| c == '█');
-        let columns: Vec<usize> = text.lines().take(21).filter_map(column).collect();
+        // The corrected curve falls from the left to the right.
+        let columns: Vec<usize> = text.lines().filter_map(|row| row.chars().position(|c| c == '█')).collect();
         assert!(columns.len() > 5 && columns.is_sorted(), "{columns:?}\n{text}");
     }
 
     #[test]
     fn a_picture_has_both_lines_and_the_budget() {
-        let svg = falling().svg().unwrap();
+        let svg = svg(&falling(4_000)).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
         for text in ["budget", "kept now", "MiB kept", "50 %"] {
             assert!(svg.contains(text), "{text}");
@@ -204,10 +258,9 @@ mod tests {
 
     #[test]
     fn nothing_predicted_is_said() {
-        let nothing = Curve { points: Vec::new(), ..falling() };
-        assert_eq!(nothing.text(), "web: nothing is predicted\n");
-        assert_eq!(nothing.svg(), Err("nothing is predicted for web".to_owned()));
-        let flat = Curve { points: falling().points.into_iter().map(|p| CurvePoint { median: 0.0, q95: 0.0, calibrated: 0.0, ..p }).collect(), ..falling() };
-        assert!(flat.svg().is_ok() && flat.text().contains("now"));
+        let nothing = vm(Vec::new());
+        assert_eq!(text(&nothing), None);
+        assert_eq!(svg(&nothing), Err("nothing is predicted for web: see `explain web`".to_owned()));
+        assert!(text(&falling(0)).is_some_and(|t| t.contains("now")) && svg(&falling(0)).is_ok());
     }
 }

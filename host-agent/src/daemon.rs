@@ -21,6 +21,7 @@ use crate::actuator::{self, Command, Polling};
 use crate::clock::Clock;
 use crate::config::{Config, OnExit};
 use crate::control;
+use crate::forecaster::{self, Forecaster};
 use crate::host_memory;
 use crate::hypervisor;
 use crate::journal::{Journal, JournalError, Record};
@@ -30,7 +31,7 @@ use crate::prober::{self, ProbeStatus, Prober, Target};
 use crate::session::{self, Admission, Opening};
 use crate::transport::{Listener, Peer, Stream};
 use crate::web;
-use ballast_planner::{Input, LawSettings, Planner, VmName, VmStatus};
+use ballast_planner::{Input, LawSettings, Mode, Planner, VmName, VmStatus};
 use ballast_protocol::{Answer, Bytes, GuestMessage, Hello, HostMessage, Micros, Refusal, Shortfall, Verdict};
 pub use discover::{Backend, Backends};
 pub use reload::Reloaded;
@@ -172,6 +173,8 @@ pub struct Daemon {
     prober: mpsc::UnboundedSender<prober::Command>,
     probing: JoinHandle<()>,
     probed: BTreeMap<VmName, ProbeStatus>,
+    /// The model, while there is one.
+    forecaster: Option<Forecaster>,
     operated: operate::Operated,
     metrics: Metrics,
     /// When the clock began, seconds since 1970.
@@ -209,6 +212,13 @@ impl Daemon {
         } else {
             None
         };
+        let forecaster = match Forecaster::start(config.daemon.model.as_deref(), events.clone()) {
+            Ok(forecaster) => Some(forecaster),
+            Err(error) => {
+                tracing::warn!(error = %crate::chain(&error), "no forecasts: the reactive law goes on without");
+                None
+            }
+        };
         let operated = operate::Operated::load(&config.daemon.state_dir, clock.now());
         let backends = Backends::new(&config, &events)?;
         let (prober, commands) = mpsc::unbounded_channel();
@@ -231,6 +241,7 @@ impl Daemon {
             prober,
             probing,
             probed: BTreeMap::new(),
+            forecaster,
             operated,
             metrics: Metrics::default(),
             started: std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |d| d.as_secs_f64()),
@@ -279,6 +290,7 @@ impl Daemon {
         tokio::pin!(stop);
         let mut next_discovery = tokio::time::Instant::now() + discover::EVERY;
         let mut next_look = tokio::time::Instant::now();
+        let mut next_forecast = tokio::time::Instant::now() + forecaster::EVERY;
         loop {
             self.notifier.alive();
             let alive = self.notifier.due();
@@ -306,6 +318,10 @@ impl Daemon {
                     if self.config.budget.is_none() && self.planner.law().needs_host() {
                         self.read_host();
                     }
+                }
+                () = sleep_until(next_forecast), if self.forecaster.is_some() => {
+                    next_forecast = tokio::time::Instant::now() + forecaster::EVERY;
+                    self.ask_for_forecasts();
                 }
                 () = sleep_until(next_look), if self.web.is_some() => {
                     next_look = tokio::time::Instant::now() + metrics::EVERY;
@@ -393,6 +409,16 @@ impl Daemon {
         }
         if let Some(vm) = quiet_end {
             self.heard(at, &vm);
+        }
+    }
+
+    fn ask_for_forecasts(&mut self) {
+        let Some(forecaster) = &self.forecaster else { return };
+        let now = self.clock.now();
+        let wanted = self.planner.vms().filter(|(_, vm)| vm.settings.predictor != Mode::Off);
+        let all = wanted.filter_map(|(name, _)| Some((name.clone(), self.planner.features(now, name)?))).collect();
+        if !forecaster.ask(now, all) {
+            self.forecaster = None;
         }
     }
 

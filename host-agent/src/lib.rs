@@ -17,6 +17,7 @@ pub mod control;
 pub mod curve;
 pub mod daemon;
 pub mod doctor;
+pub mod forecaster;
 pub mod host_memory;
 pub mod hypervisor;
 pub mod journal;

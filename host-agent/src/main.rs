@@ -37,6 +37,9 @@ enum Command {
     Explain {
         /// The VM's name.
         vm: String,
+        /// Write what the model expects at each size as a picture into this file.
+        #[arg(long, value_name = "FILE", conflicts_with = "json")]
+        svg: Option<PathBuf>,
         #[command(flatten)]
         ask: Ask,
     },
@@ -129,7 +132,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run { config, check } => commands::run::run(&config, check),
         Command::Status(ask) => commands::status(&ask),
-        Command::Explain { vm, ask } => commands::explain(&vm, &ask),
+        Command::Explain { vm, svg, ask } => commands::explain(&vm, svg.as_deref(), &ask),
         Command::Top { socket, config } => commands::watch(socket, config),
         Command::Hold(args) => operate::hold(args),
         Command::Release(args) => operate::release(&args),

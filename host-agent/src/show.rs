@@ -179,6 +179,12 @@ pub(crate) fn service(vm: &VmStatus) -> String {
     }
 }
 
+fn forecast_text(vm: &VmStatus) -> String {
+    let Some(f) = &vm.forecast else { return "none".to_owned() };
+    let covered = f.coverage.map_or_else(String::new, |c| format!("; {c} of the last outcomes within the 95 % line"));
+    format!("{}: {}{covered}", f.mode, f.standing)
+}
+
 fn mbits(bits: u64) -> String {
     format!("{:.0} Mbit/s", bits as f64 / 1e6)
 }
@@ -254,6 +260,7 @@ pub fn explain(explained: &Explained) -> String {
         ("of its own baseline", baseline_text(vm)),
         ("probes of it", probes_text(explained)),
         ("OOM kills inside", vm.counts.oom_kills.to_string()),
+        ("forecasts", forecast_text(vm)),
     ] {
         facts.add_row(vec![format!("  {what}"), value]);
     }
@@ -263,6 +270,9 @@ pub fn explain(explained: &Explained) -> String {
     let _ = writeln!(out, "\nnow: {}{until}\n", vm.holding);
     if let Some(problem) = explained.probe.as_ref().and_then(|p| p.problem.as_ref()) {
         let _ = writeln!(out, "the service level is not measured: {problem}\n");
+    }
+    if let Some(curve) = crate::curve::text(vm) {
+        let _ = writeln!(out, "{curve}");
     }
     for decision in &explained.decisions {
         let _ = writeln!(out, "{:>12} ago  {}", (explained.now - decision.at).to_string(), decision.text);

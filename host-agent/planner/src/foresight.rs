@@ -259,7 +259,7 @@ impl Foresight {
 
     /// What to show; `None`: there never was a forecast.
     #[must_use]
-    pub fn status(&self, at: Micros, mode: Mode, on: bool) -> Option<ForecastStatus> {
+    pub fn status(&self, at: Micros, settings: &VmSettings, on: bool) -> Option<ForecastStatus> {
         if self.last.is_none() && self.refused == 0 && self.calibration.judged() == 0 {
             return None;
         }
@@ -275,11 +275,12 @@ impl Foresight {
             (None, _) => self.standing.to_string(),
         };
         Some(ForecastStatus {
-            mode,
+            mode: settings.predictor,
             used: on,
             standing,
             model: last.map(|f| f.model.clone()),
             age: last.map(|f| at - f.made),
+            budget: settings.loss_budget,
             size: self.said.map(|s| s.size),
             headroom: (self.standing == Standing::Good).then_some(self.headroom),
             coverage: self.calibration.coverage(),
@@ -304,7 +305,9 @@ pub struct ForecastStatus {
     pub model: Option<String>,
     /// How old its features are.
     pub age: Option<Micros>,
-    /// The smallest size within the VM's budget.
+    /// What the VM may lose.
+    pub budget: Ratio,
+    /// The smallest size within that budget.
     pub size: Option<Bytes>,
     /// The headroom that follows; `None`: it is not good enough.
     pub headroom: Option<Bytes>,

@@ -122,7 +122,7 @@ impl VmStatus {
             want: vm.want.map(|want| want.size),
             hold: vm.held(at).cloned(),
             service: vm.service.status(at),
-            forecast: vm.foresight.status(at, vm.settings.predictor, vm.foreseen(at).is_some()),
+            forecast: vm.foresight.status(at, &vm.settings, vm.foreseen(at).is_some()),
             counts: vm.counts.clone(),
         }
     }

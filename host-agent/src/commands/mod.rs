@@ -10,7 +10,7 @@ pub mod when;
 use crate::CONFIG;
 use anyhow::{Context, Result};
 use ballast_host::config::{Config, ConfigError};
-use ballast_host::{control, doctor, replay, show, top};
+use ballast_host::{control, curve, doctor, replay, show, top};
 use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
@@ -66,8 +66,14 @@ pub fn status(ask: &Ask) -> Result<ExitCode> {
 }
 
 /// `explain`
-pub fn explain(vm: &str, ask: &Ask) -> Result<ExitCode> {
+pub fn explain(vm: &str, svg: Option<&Path>, ask: &Ask) -> Result<ExitCode> {
     let explained: control::Explained = client()?.block_on(control::ask(&ask.socket()?, &of_vm(vm, "")))?;
+    if let Some(file) = svg {
+        let picture = curve::svg(&explained.status).map_err(anyhow::Error::msg)?;
+        std::fs::write(file, picture).with_context(|| file.display().to_string())?;
+        println!("{}: what the model expects at each size", file.display());
+        return Ok(ExitCode::SUCCESS);
+    }
     print(ask.json, &explained, show::explain)
 }
 

@@ -46,6 +46,7 @@ pub(super) fn check(
     let control_socket =
         socket(source, daemon.control_socket.as_ref(), "control-socket", "")?.unwrap_or_else(|| CONTROL_SOCKET.into());
     let control_group = group(source, daemon.control_group.as_ref())?;
+    let model = path(source, daemon.model.as_ref(), "model")?;
     let journal = journal(source, &raw.journal, &state_dir)?;
     let libvirt = libvirt(source, raw.libvirt.as_ref())?;
     let metrics = metrics::check(source, &raw.metrics)?;
@@ -85,6 +86,7 @@ pub(super) fn check(
             vsock: daemon.vsock.unwrap_or(needs_vsock),
             on_exit: daemon.on_exit,
             dry_run: daemon.dry_run,
+            model,
         },
         journal,
         libvirt,

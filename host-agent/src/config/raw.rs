@@ -36,6 +36,7 @@ pub(super) struct Daemon {
     pub vsock: Option<bool>,
     pub on_exit: OnExit,
     pub dry_run: bool,
+    pub model: Option<Spanned<PathBuf>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,0 +1,175 @@
+//! Runs the model beside the daemon: features go in once a second, forecasts come back as inputs of the planner.
+//!
+//! ```text
+//!   daemon's task -- features of all VMs --> thread: Model::predict -- Event::Input(Forecast) --> daemon's task
+//! ```
+//! A thread of its own, because the daemon's task must never wait for a model (promise P6). While it works, the next
+//! second's features are dropped: a slow model means older forecasts, and the planner knows how old they are. A model
+//! that panics is not asked again; the reactive law goes on.
+
+use crate::daemon::Event;
+use ballast_planner::{Features, Forecast, Input, VmName};
+use ballast_predictor::{Model, ModelError, Predictor};
+use ballast_protocol::Micros;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How often features are taken: a tenth of the horizon, a fifth of the age at which a forecast is stale.
+pub const EVERY: Duration = Duration::from_secs(1);
+
+/// The model cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be read, or is none for this build.
+    #[error("the model{}", from.as_ref().map_or_else(|| " in this binary".to_owned(), |p| format!(" {}", p.display())))]
+    Model {
+        /// The file; `None`: the one that ships.
+        from: Option<PathBuf>,
+        /// Why.
+        source: ModelError,
+    },
+    /// The system gives no thread.
+    #[error("a thread for the model")]
+    Thread(#[from] std::io::Error),
+}
+
+struct Batch {
+    made: Micros,
+    vms: Vec<VmName>,
+    features: Vec<Features>,
+}
+
+/// The daemon's end.
+#[derive(Debug)]
+pub struct Forecaster {
+    to: SyncSender<Batch>,
+    name: String,
+}
+
+impl std::fmt::Debug for Batch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "features of {} VMs at {}", self.vms.len(), self.made)
+    }
+}
+
+impl Forecaster {
+    /// With the model that ships, or one from a file.
+    ///
+    /// # Errors
+    /// There is none, it is damaged, or it means other features.
+    pub fn start(file: Option<&Path>, events: mpsc::Sender<Event>) -> Result<Self, Error> {
+        let model = match file {
+            Some(path) => Model::load(path),
+            None => Model::embedded(),
+        };
+        let model = model.map_err(|source| Error::Model { from: file.map(Path::to_owned), source })?;
+        Ok(Self::with(Box::new(model), events)?)
+    }
+
+    /// With any predictor.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn with(model: Box<dyn Predictor>, events: mpsc::Sender<Event>) -> std::io::Result<Self> {
+        let (to, from) = sync_channel(1);
+        let name = model.name().to_owned();
+        std::thread::Builder::new().name("forecaster".into()).spawn(move || work(model, &from, &events))?;
+        Ok(Self { to, name })
+    }
+
+    /// The model's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Asks for forecasts; they come as events. Returns whether there will be any, now or later.
+    pub fn ask(&self, made: Micros, all: Vec<(VmName, Features)>) -> bool {
+        if all.is_empty() {
+            return true;
+        }
+        let (vms, features) = all.into_iter().unzip();
+        !matches!(self.to.try_send(Batch { made, vms, features }), Err(TrySendError::Disconnected(_)))
+    }
+}
+
+fn work(mut model: Box<dyn Predictor>, batches: &Receiver<Batch>, events: &mpsc::Sender<Event>) {
+    let name = model.name().to_owned();
+    while let Ok(Batch { made, vms, features }) = batches.recv() {
+        // Nothing of the model is used again after a panic.
+        let Ok(said) = catch_unwind(AssertUnwindSafe(|| model.predict(&features))) else {
+            tracing::error!(model = name, "the model panicked: no forecasts from now on, the reactive law goes on");
+            return;
+        };
+        for (vm, points) in vms.into_iter().zip(said) {
+            let Some(points) = points else { continue };
+            let forecast = Forecast { made, model: name.clone(), points };
+            if events.blocking_send(Event::Input(Input::Forecast { vm, forecast })).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ballast_planner::{SIZES, WINDOW};
+    use ballast_predictor::{Estimate, Query};
+    use ballast_protocol::Bytes;
+
+    /// Says nothing is lost, or panics.
+    struct Oracle(bool);
+
+    impl Predictor for Oracle {
+        fn name(&self) -> &str {
+            "oracle"
+        }
+
+        fn estimate(&mut self, queries: &[Query<'_>]) -> Vec<Option<Vec<Estimate>>> {
+            assert!(!self.0, "as it was told to");
+            queries.iter().map(|_| Some(vec![Estimate::default(); SIZES])).collect()
+        }
+    }
+
+    fn features() -> Features {
+        let [kept, needed, floor, max] = [400, 200, 100, 512].map(Bytes::mib);
+        Features { window: [0.0; WINDOW], kept, needed, floor, max }
+    }
+
+    fn one() -> Vec<(VmName, Features)> {
+        vec![(VmName::from("a"), features())]
+    }
+
+    #[tokio::test]
+    async fn forecasts_come_back_as_inputs() {
+        let (to, mut events) = mpsc::channel(8);
+        let forecaster = Forecaster::with(Box::new(Oracle(false)), to).unwrap();
+        assert!(forecaster.ask(Micros::secs(7), one()));
+        let Some(Event::Input(Input::Forecast { vm, forecast })) = events.recv().await else { panic!("a forecast") };
+        assert_eq!((vm, forecast.made, forecast.model.as_str()), (VmName::from("a"), Micros::secs(7), "oracle"));
+        assert_eq!(forecast.points.len(), SIZES);
+    }
+
+    #[tokio::test]
+    async fn a_model_that_panics_is_not_asked_again() {
+        let (to, mut events) = mpsc::channel(8);
+        let forecaster = Forecaster::with(Box::new(Oracle(true)), to).unwrap();
+        assert!(forecaster.ask(Micros::ZERO, one()));
+        assert!(events.recv().await.is_none(), "its thread has ended");
+        assert!(!forecaster.ask(Micros::ZERO, one()));
+    }
+
+    #[test]
+    fn a_file_that_is_no_model_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.model");
+        std::fs::write(&path, "weights").unwrap();
+        let error = Forecaster::start(Some(&path), mpsc::channel(1).0).unwrap_err();
+        let text = crate::chain(&error);
+        assert!(text.contains("x.model") && text.contains("not a model"), "{text}");
+    }
+}
