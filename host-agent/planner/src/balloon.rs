@@ -25,6 +25,7 @@ impl Planner {
     pub(crate) fn adopt(&mut self, at: Micros, name: &VmName, actual: Bytes) {
         self.with(name, |vm| {
             vm.aim = actual;
+            vm.foresight.moved(actual);
             vm.actual = Some(Stamped { at, what: actual });
             vm.settled = at;
             vm.reactive.disturb(at);
@@ -51,6 +52,7 @@ impl Planner {
         if self.dry_run {
             // Whoever moves it, it is not this planner.
             (vm.aim, vm.settled) = (actual, if before == actual { vm.settled } else { at });
+            vm.foresight.moved(actual);
             return;
         }
         let by_itself = match &vm.order {
@@ -73,6 +75,7 @@ impl Planner {
         };
         if by_itself > SELF_DEFLATION {
             vm.counts.self_deflated += 1;
+            vm.blame_forecast(at);
             vm.reactive.disturb(at);
             vm.block(at);
             let wish = actual + vm.reactive.headroom(vm);
@@ -134,10 +137,12 @@ impl Planner {
         let counts = std::mem::take(&mut vm.counts);
         // The same machine serves the same users.
         let service = std::mem::take(&mut vm.service);
+        vm.foresight.interrupt();
+        let foresight = std::mem::take(&mut vm.foresight);
         let new = Vm::new(facts, vm.settings.clone(), at);
         let hold = vm.hold.take();
         let (watch, released, migrating) = (vm.watch, vm.released, vm.migrating);
-        *vm = Vm { counts, service, hold, watch, released, migrating, leftover: Leftover::Awaited, ..new };
+        *vm = Vm { counts, service, foresight, hold, watch, released, migrating, leftover: Leftover::Awaited, ..new };
         if !reachable {
             // As soon as it is found again.
             vm.actual = None;
@@ -178,9 +183,13 @@ impl Vm {
     /// Its vCPUs run, or not. A paused guest can neither speak nor move its balloon: when it goes on, both waits
     /// begin anew.
     pub(crate) fn runs(&mut self, at: Micros, running: bool) {
-        self.facts.running = running;
+        let stood_still = !std::mem::replace(&mut self.facts.running, running);
         if !running {
             return;
+        }
+        if stood_still {
+            // Nothing can be said of a stretch in which it did nothing.
+            self.forget_past();
         }
         if let Agent::Alive { heard, .. } = &mut self.agent {
             *heard = at;

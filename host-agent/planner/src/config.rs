@@ -1,5 +1,7 @@
 //! What an operator may set for a VM, with the defaults and where each default comes from.
 
+use crate::forecast::Mode;
+use crate::ratio::Ratio;
 use ballast_protocol::{Bytes, Micros};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -64,6 +66,12 @@ pub struct VmSettings {
     pub weight: u32,
     /// Its class then.
     pub class: Class,
+    /// What may be done with a model's forecasts of this VM. On, they move the headroom: down to half of what is set
+    /// above or what the law of survival asks for, whichever is more, and up to a quarter of the VM.
+    pub predictor: Mode,
+    /// How much of its next ten seconds this VM may lose, 95 times in 100, when forecasts choose its size: time in which
+    /// its tasks wait for memory, or service.
+    pub loss_budget: Ratio,
     /// Its weight under the law `proxmox`, whose default this is; 0: that law leaves it alone.
     pub shares: u32,
     /// What it keeps under the law `fixed`; `None`: all it may have.
@@ -85,6 +93,8 @@ impl Default for VmSettings {
             allow_without_deflate_on_oom: false,
             weight: 100,
             class: Class::Normal,
+            predictor: Mode::default(),
+            loss_budget: Ratio::percent(1),
             shares: 1000,
             fixed_size: None,
         }

@@ -117,6 +117,9 @@ impl Planner {
         if let Holding::CoolingDown(until) | Holding::Blocked(until) | Holding::Returning(until) = holding {
             next = next.min(until.max(at + Micros(1)));
         }
+        if let Some(until) = self.vms.get(name).and_then(|vm| vm.foreseen_until(at)) {
+            next = next.min(until);
+        }
         if holding == Holding::Reclaiming {
             next = next.min(at + Micros::secs(1));
         }
@@ -270,6 +273,7 @@ impl Planner {
         self.orders += 1;
         let from = vm.aim;
         vm.aim = target.bytes();
+        vm.foresight.moved(vm.aim);
         vm.order =
             Some(Order { id: self.orders, at, from: vm.kept(), before: from, target, pace, reason: reason.clone() });
         vm.last = Some(Stamped { at, what: (target.bytes(), reason.clone()) });

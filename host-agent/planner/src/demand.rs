@@ -31,6 +31,7 @@ impl Planner {
             _ => Bytes::ZERO,
         };
         vm.reactive.demanded(at, demand, low);
+        vm.history.asked(demand.size.min(vm.max()));
         if !vm.facts.balloon || vm.actual.is_none() {
             return Verdict::Refused(Shortfall::NoBalloon);
         }

@@ -1,6 +1,7 @@
 //! What goes into the planner and what comes out: plain data, so that a journal can hold it and a replay repeat it.
 
 use crate::config::VmSettings;
+use crate::forecast::{Forecast, Said};
 use crate::guard::BalloonTarget;
 use crate::pace::Pace;
 use crate::policy::{LawName, LawSettings};
@@ -170,6 +171,13 @@ pub enum Input {
         /// What it was.
         sample: ServiceSample,
     },
+    /// A model says what a VM would lose at which size.
+    Forecast {
+        /// Which.
+        vm: VmName,
+        /// What it says.
+        forecast: Forecast,
+    },
     /// All of a VM's memory goes back to it: the daemon stops for good.
     Release {
         /// Which.
@@ -307,6 +315,15 @@ pub enum Reason {
     Spare(Bytes),
     /// Free memory fell below the headroom without a demand.
     Refill,
+    /// Free memory beyond the headroom that a model leaves it.
+    ForeseenSpare {
+        /// So much.
+        spare: Bytes,
+        /// What it said.
+        said: Said,
+    },
+    /// Free memory fell below the headroom that a model leaves it.
+    ForeseenNeed(Said),
     /// The last taking hurt.
     Undo(Trouble),
     /// The guest could not give what it was told to.
@@ -400,6 +417,8 @@ pub enum Holding {
     Returning(Micros),
     /// What is free is with the host already: the guest reports it (free page reporting).
     Reported,
+    /// A model foresees a loss with less.
+    Foreseen(Said),
     /// It needs more, and the host has no more.
     HostShort,
     /// The operator holds it at a size.
@@ -487,6 +506,8 @@ impl fmt::Display for Reason {
             Self::Demand { id, source } => write!(f, "demand {id} ({})", source_name(*source)),
             Self::Spare(size) => write!(f, "{size} free beyond the headroom"),
             Self::Refill => f.write_str("free memory fell below the headroom"),
+            Self::ForeseenSpare { spare, said } => write!(f, "{spare} free beyond the headroom that the model leaves: {said}"),
+            Self::ForeseenNeed(said) => write!(f, "free memory fell below the headroom that the model asks for: {said}"),
             Self::Undo(trouble) => write!(f, "the last taking hurt: {trouble}"),
             Self::Stalled => f.write_str("the guest could not give more"),
             Self::SelfDeflated => f.write_str("the balloon let go by itself"),
@@ -527,6 +548,7 @@ impl fmt::Display for Holding {
             Self::Decaying => f.write_str("the agent is gone: memory is given back step by step"),
             Self::Returning(_) => f.write_str("left alone for a while: it was needed again soon after it was taken"),
             Self::Reported => f.write_str("what is free is with the host already (free page reporting)"),
+            Self::Foreseen(said) => write!(f, "the model foresees a loss with less: {said}"),
             Self::HostShort => f.write_str("it needs more, and the host has no more"),
             Self::Held => f.write_str("held at this size by an operator"),
             Self::DryRun => f.write_str("a dry run: nothing is ordered"),

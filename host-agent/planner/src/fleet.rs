@@ -6,7 +6,9 @@
 
 use crate::config::VmSettings;
 use crate::event::{Facts, Hold, Holding, Reason, Statistics};
+use crate::foresight::Foresight;
 use crate::guard::BalloonTarget;
+use crate::history::History;
 use crate::pace::Pace;
 use crate::policy::{Reactive, StatisticsLaw};
 use crate::service::Service;
@@ -199,6 +201,12 @@ pub struct Vm {
     /// What was last said in a dry run.
     #[serde(default)]
     pub would: Option<Stamped<Bytes>>,
+    /// What it did lately.
+    #[serde(default)]
+    pub history: History,
+    /// What a model says of it, and how right it was.
+    #[serde(default)]
+    pub foresight: Foresight,
 }
 
 /// The first block after a taking that a guest could not follow; doubled each time, up to [`LONGEST_BLOCK`].
@@ -238,6 +246,8 @@ impl Vm {
             want: None,
             hold: None,
             would: None,
+            history: History::default(),
+            foresight: Foresight::default(),
             facts,
         }
     }

@@ -16,11 +16,16 @@
 mod arbiter;
 mod balloon;
 mod config;
+mod conformal;
 mod decide;
 mod demand;
 mod event;
+mod features;
 mod fleet;
+mod forecast;
+mod foresight;
 mod guard;
+mod history;
 mod pace;
 mod policy;
 mod pool;
@@ -35,7 +40,12 @@ pub use event::{
     Action, Facts, Hold, Holding, HostMemory, HostNotice, Input, Notice, Reason, Statistics, Trouble, VmName,
     shortfall_text, source_name,
 };
+pub use features::{
+    CANDIDATE, CANDIDATE_NAMES, FEATURES_VERSION, Features, HORIZON, Outcome, QUANTILES, SIZES, WINDOW, WINDOW_NAMES,
+};
 pub use fleet::{Agent, Counts, Leftover, Order, Stamped, Vm, Want};
+pub use forecast::{Flaw, Forecast, Mode, Point, Said};
+pub use foresight::{CurvePoint, ForecastStatus, Foreseen};
 pub use guard::BalloonTarget;
 pub use pace::Pace;
 pub use policy::{
@@ -203,6 +213,11 @@ impl Planner {
                 self.with(&vm, |v| v.released = true);
                 vm
             }
+            Input::Forecast { vm, forecast } => {
+                self.foresee(at, &vm, forecast);
+                self.decide(at, &vm);
+                return self.expect(at, &vm);
+            }
             Input::Service { vm, sample } => {
                 self.service(at, &vm, sample);
                 vm
@@ -275,6 +290,9 @@ impl Planner {
                 let resized = vm.facts.max != facts.max && vm.order.is_none();
                 let known_deflate = vm.facts.deflate_on_oom;
                 vm.settings = settings;
+                if vm.settings.predictor == Mode::Off {
+                    vm.foresight = foresight::Foresight::default();
+                }
                 let below_minimum = vm.aim < vm.guaranteed();
                 let ran = vm.facts.running;
                 vm.facts = Facts { deflate_on_oom: facts.deflate_on_oom.or(known_deflate), running: ran, ..facts };
@@ -349,6 +367,7 @@ impl Planner {
         self.with(name, |vm| {
             vm.agent = Agent::Alive { hello, heard: at };
             vm.telemetry = None;
+            vm.forget_past();
             vm.leases.clear();
             vm.reactive.greeted(at);
         });
@@ -380,18 +399,22 @@ impl Planner {
             _ => 0,
         };
         let hurt = vm.reactive.observe(at, &new, old.as_ref());
-        let headroom = vm.reactive.headroom(vm);
+        let headroom = vm.headroom(at);
         vm.reactive.seen(at, new.free - new.watermarks.low, headroom);
         if hurt.is_some() {
             vm.service.troubled(at);
+            vm.history.troubled();
         }
         let ballooned = new.ballooned;
         vm.telemetry = Some(Stamped { at, what: new });
+        vm.remember(at);
+        vm.foresight.judge(at, &vm.history, vm.settings.loss_budget);
         self.guests_figure(at, name, ballooned);
         let Some(vm) = self.vms.get_mut(name) else { return };
         let aim = vm.aim;
         if killed > 0 {
             vm.counts.oom_kills = vm.counts.oom_kills.saturating_add(killed);
+            vm.blame_forecast(at);
             vm.block(at);
             self.notice(name, Notice::OomKills(killed));
             if !is_ruled {
@@ -402,6 +425,7 @@ impl Planner {
             && blamed > Bytes::ZERO
         {
             vm.counts.undone += 1;
+            vm.blame_forecast(at);
             vm.block(at);
             self.give(at, name, aim + blamed, Reason::Undo(trouble));
         }

@@ -44,7 +44,7 @@ impl Pace {
     pub(crate) fn of(vm: &Vm, target: Bytes, reason: &Reason) -> Option<Self> {
         let patient = match reason {
             Reason::Demand { source, .. } => matches!(source, Source::Slack | Source::Committed | Source::Reserve),
-            Reason::Refill | Reason::Room => true,
+            Reason::Refill | Reason::ForeseenNeed(_) | Reason::Room => true,
             _ => false,
         };
         // While pieces of an earlier order come, nobody here knows how many have.

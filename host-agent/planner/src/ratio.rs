@@ -31,6 +31,18 @@ impl Ratio {
         Self(n.saturating_mul(WHOLE / 10_000))
     }
 
+    /// `part` of `whole`, rounded down; nothing has no parts.
+    #[must_use]
+    pub fn millionths_of(part: u64, whole: u64) -> Self {
+        Self::between(Bytes(part), Bytes(whole))
+    }
+
+    /// In millionths.
+    #[must_use]
+    pub const fn millionths(self) -> u32 {
+        self.0
+    }
+
     /// How much of `whole` is `part`, rounded down, 4,294 times at most; nothing has no parts.
     #[must_use]
     pub fn between(part: Bytes, whole: Bytes) -> Self {

@@ -255,6 +255,14 @@ impl Service {
         self.trouble = Some(at);
     }
 
+    /// What the last probe lacked to the baseline, in millionths, if it was short: above the limit it may be noise.
+    fn lost(&self) -> Option<u32> {
+        let (baseline, limit) = self.probed.figures()?;
+        let score = self.last?.what.score();
+        let left = || u32::try_from(u128::from(score) * 1_000_000 / u128::from(baseline.max(1)));
+        (score < limit).then(|| 1_000_000 - left().unwrap_or(1_000_000).min(1_000_000))
+    }
+
     fn judge(&mut self, at: Micros, sample: ServiceSample, kept: Bytes, around: &Circumstances) -> Finding {
         if self.mode != Some(sample.mode) {
             *self = Self { mode: Some(sample.mode), shortfalls: self.shortfalls, ..Self::default() };
@@ -346,7 +354,7 @@ impl Circumstances {
     fn of(vm: &Vm, at: Micros, sample: &ServiceSample) -> Self {
         let from = at - sample.duration;
         let at_rest = vm.order.is_none() && from >= vm.settled + REST;
-        let headroom = vm.reactive.headroom(vm);
+        let headroom = vm.headroom(at);
         let spare = match (&vm.agent, &vm.telemetry) {
             (Agent::Alive { .. }, Some(t)) => t.what.free - t.what.watermarks.low >= headroom.share(1, 2),
             _ => true,
@@ -366,6 +374,11 @@ impl Planner {
             ServiceMode::Passive => vm.service.judge_counted(at, sample, aim, &around),
             _ => vm.service.judge(at, sample, aim, &around),
         };
+        if sample.mode != ServiceMode::Passive
+            && let Some(loss) = vm.service.lost()
+        {
+            vm.history.lost(at, loss);
+        }
         match finding {
             Finding::Nothing => {}
             Finding::Probe(why) => self.actions.push_back(Action::Probe { vm: name.clone(), why }),

@@ -3,7 +3,7 @@
 use crate::config::Class;
 use crate::event::{Hold, VmName};
 use crate::fleet::{Agent, Counts, Vm};
-use crate::{ServiceStatus, guard, statistics_margin};
+use crate::{ForecastStatus, ServiceStatus, guard, statistics_margin};
 use ballast_protocol::{Bytes, Micros};
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +68,9 @@ pub struct VmStatus {
     /// What its network gives against its own baseline; `None`: nobody has measured it.
     #[serde(default)]
     pub service: Option<ServiceStatus>,
+    /// What a model says of it; `None`: none ever did.
+    #[serde(default)]
+    pub forecast: Option<ForecastStatus>,
     /// What has been done.
     pub counts: Counts,
 }
@@ -100,7 +103,7 @@ impl VmStatus {
             slack: telemetry.map(|t| t.free - t.watermarks.low),
             floor: vm.floor(),
             headroom: match vm.agent {
-                Agent::Alive { .. } => vm.reactive.headroom(vm),
+                Agent::Alive { .. } => vm.headroom(at),
                 Agent::Never | Agent::Lost { .. } => statistics_margin(vm),
             },
             pending: telemetry.map(|t| t.pending),
@@ -119,6 +122,7 @@ impl VmStatus {
             want: vm.want.map(|want| want.size),
             hold: vm.held(at).cloned(),
             service: vm.service.status(at),
+            forecast: vm.foresight.status(at, vm.settings.predictor, vm.foreseen(at).is_some()),
             counts: vm.counts.clone(),
         }
     }

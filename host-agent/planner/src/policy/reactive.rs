@@ -106,8 +106,14 @@ impl Reactive {
     /// headroom, never more than a quarter of its maximum.
     #[must_use]
     pub fn headroom(&self, vm: &Vm) -> Bytes {
+        self.survival().min(vm.max().share(1, 4)).max(vm.settings.headroom)
+    }
+
+    /// What the law of survival asks for: twice what the guest's fastest growth uses in the longest loop.
+    #[must_use]
+    pub fn survival(&self) -> Bytes {
         let survival = self.rate.share(self.turnaround.0, 1_000_000);
-        (survival + survival).min(vm.max().share(1, 4)).max(vm.settings.headroom)
+        survival + survival
     }
 
     /// The fastest growth seen lately, bytes a second.
@@ -291,11 +297,13 @@ impl Policy for Reactive {
             return Proposal::Hold(Holding::Stale);
         };
         let slack = telemetry.free - telemetry.watermarks.low;
-        let headroom = self.headroom(vm);
+        let foreseen = vm.foreseen(at);
+        let headroom = vm.headroom(at);
         // A report from before the last move would have the same hole filled twice.
         let current = vm.telemetry.as_ref().is_some_and(|t| t.at >= vm.settled);
         if slack < headroom.share(3, 4) && vm.order.is_none() && vm.aim < vm.max() && current {
-            return Proposal::Give(vm.aim + (headroom - slack), Reason::Refill);
+            let reason = foreseen.map_or(Reason::Refill, |f| Reason::ForeseenNeed(f.said));
+            return Proposal::Give(vm.aim + (headroom - slack), reason);
         }
         let quiet = self.unquiet + vm.settings.cool_down;
         if at < quiet {
@@ -317,13 +325,19 @@ impl Policy for Reactive {
         };
         if spare >= DEAD_BAND {
             let step = spare.min(vm.settings.step).min(kept).round_down(Bytes::mib(1));
-            return Proposal::Take(vm.aim - step, Reason::Spare(spare));
+            let reason = foreseen.map_or(Reason::Spare(spare), |f| Reason::ForeseenSpare { spare, said: f.said });
+            return Proposal::Take(vm.aim - step, reason);
         }
         if vm.aim <= vm.guaranteed() {
             return Proposal::Hold(Holding::AtMinimum);
         }
         match self.cold_cache(vm, telemetry, at) {
-            Ok(size) => Proposal::Reclaim(size),
+            // What is dropped is taken next: no more than the model leaves it.
+            Ok(size) => match foreseen.map(|f| (size.min(vm.aim - f.said.size), f.said)) {
+                Some((less, said)) if less < DEAD_BAND => Proposal::Hold(Holding::Foreseen(said)),
+                Some((less, _)) => Proposal::Reclaim(less),
+                None => Proposal::Reclaim(size),
+            },
             Err(Holding::Settled) if reports(vm) && slack - headroom >= DEAD_BAND => Proposal::Hold(Holding::Reported),
             Err(why) => Proposal::Hold(why),
         }

@@ -228,7 +228,7 @@ impl Vm {
                     let floor = self.floor().unwrap_or(charge);
                     lowest = (charge - (slack - LAST)).max(self.guaranteed()).max(floor).min(charge);
                     // What was asked for and is not touched yet is no idle memory.
-                    let spare = slack - self.reactive.headroom(self) - telemetry.what.pending;
+                    let spare = slack - self.headroom(at) - telemetry.what.pending;
                     fullest = if self.want.is_some() { charge } else { (charge - spare).max(lowest) };
                 }
                 // No more, and no sooner, than its law would.

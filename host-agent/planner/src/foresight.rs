@@ -1,0 +1,413 @@
+//! What is done with forecasts: which one is believed, what follows from it, and what became of it.
+//!
+//! ```text
+//!   forecast --sanitised--> corrected by what this VM's earlier ones were worth --> smallest size within the budget
+//!                                                   ^                                      |
+//!                 10 s later: what was really lost -'          headroom = that size - what is used, within bounds
+//! ```
+//! The model moves one figure of the law, the headroom: never under half of what the operator set nor under what the law of
+//! survival asks for, never above a quarter of the VM. When and how anything is taken, what is undone and when nothing
+//! is taken at all stays with the law and the guard, so that a model can cost memory but no promise (promise P8).
+//!
+//! The law stands alone whenever a forecast is missing, late or flawed, was never tried on this VM, misses too often or has just
+//! been wrong, does not know (its 99 % quantile is far above its 95 %), or finds no size good enough: then memory is not
+//! what decides.
+
+use crate::conformal::{Calibration, Correction, pooled};
+use crate::event::VmName;
+use crate::features::HORIZON;
+use crate::fleet::Vm;
+use crate::forecast::{Flaw, Forecast, Mode, STALE, Said};
+use crate::history::{History, WHOLE};
+use crate::ratio::Ratio;
+use crate::{Planner, SELF_DEFLATION, forecast};
+use ballast_protocol::{Bytes, Micros};
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::fmt;
+
+/// Forecasts are judged this often: their horizons overlap, and more of them would tell the same five times.
+const JUDGED_EVERY: Micros = Micros::secs(2);
+/// Those whose outcome is not known yet, at most.
+const FLYING: usize = 8;
+/// Outcomes that must be known before a VM's forecasts are used: with the first horizon, 45 s.
+const TRIAL: u64 = 16;
+/// A probability of pressure above this, in millionths, is too much: one horizon in twenty may need an undoing.
+const PRESSURE: u32 = 50_000;
+/// When the 99 % quantile is above so many budgets, the model does not know.
+const WIDE: u32 = 10;
+/// A forecast lowers the headroom by an eighth of the way at a time: one that is wrong once moves little.
+const EASE: (u64, u64) = (7, 8);
+/// Nothing is believed for so long after a miss that hurt, doubled each time up to [`LONGEST_REST`].
+const FIRST_REST: Micros = Micros::secs(60);
+const LONGEST_REST: Micros = Micros::secs(600);
+
+/// Whether a VM's last forecast is worth anything, and if not, why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standing {
+    /// There is none.
+    #[default]
+    Silent,
+    /// It is.
+    Good,
+    /// Too few outcomes are known of this VM.
+    Untried,
+    /// Too many outcomes were missed lately.
+    Miscovered,
+    /// It was wrong, and that hurt.
+    Wrong,
+    /// It does not know.
+    Wide,
+    /// It finds no size within the budget.
+    Hopeless,
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Silent => "there is none",
+            Self::Good => "it is good enough to be used",
+            Self::Untried => "it has not been tried on this VM for long enough",
+            Self::Miscovered => "too many outcomes were worse than it had said",
+            Self::Wrong => "it was wrong lately, and that hurt",
+            Self::Wide => "it is not sure",
+            Self::Hopeless => "it finds no size within the budget",
+        })
+    }
+}
+
+/// A forecast whose outcome is not known yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Flying {
+    made: Micros,
+    /// What the VM was to keep.
+    size: Bytes,
+    half: u32,
+    most: u32,
+    bound: u32,
+}
+
+/// What forecasts have come to for one VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Foresight {
+    last: Option<Forecast>,
+    /// Whose outcomes the calibration knows.
+    model: String,
+    standing: Standing,
+    said: Option<Said>,
+    /// What the forecasts leave the VM.
+    headroom: Bytes,
+    flying: VecDeque<Flying>,
+    calibration: Calibration,
+    /// By [`Calibration::correction`].
+    correction: Correction,
+    not_before: Micros,
+    rest: Micros,
+    refused: u64,
+    flaw: Option<Flaw>,
+}
+
+impl Default for Foresight {
+    fn default() -> Self {
+        Self {
+            last: None,
+            model: String::new(),
+            standing: Standing::Silent,
+            said: None,
+            headroom: Bytes::ZERO,
+            flying: VecDeque::new(),
+            calibration: Calibration::default(),
+            correction: Correction::NONE,
+            not_before: Micros::ZERO,
+            rest: FIRST_REST,
+            refused: 0,
+            flaw: None,
+        }
+    }
+}
+
+/// What the law makes of a forecast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Foreseen {
+    /// The headroom.
+    pub headroom: Bytes,
+    /// What the model said.
+    pub said: Said,
+}
+
+/// What bounds a forecast.
+struct Terms {
+    /// What the guest uses.
+    used: Bytes,
+    /// The law's own headroom, and the bounds of a foreseen one.
+    own: Bytes,
+    least: Bytes,
+    most: Bytes,
+    /// In millionths.
+    budget: u32,
+    /// Since when anything is known of the guest.
+    since: Micros,
+}
+
+impl Foresight {
+    fn is_fresh(&self, at: Micros) -> bool {
+        self.last.as_ref().is_some_and(|f| at < f.made + STALE)
+    }
+
+    /// What is known of another model says nothing of this one; what other VMs know of it does.
+    fn begin(&mut self, model: &str, start: Correction) {
+        self.interrupt();
+        self.model = model.to_owned();
+        self.calibration = Calibration::default();
+        self.calibration.begin_with(start);
+        self.correction = self.calibration.correction();
+    }
+
+    fn refuse(&mut self, flaw: Flaw) {
+        (self.last, self.said, self.standing) = (None, None, Standing::Silent);
+        self.refused += 1;
+        self.flaw = Some(flaw);
+    }
+
+    fn accept(&mut self, at: Micros, forecast: Forecast, terms: &Terms) {
+        let forecast = match forecast.sanitised(at) {
+            Ok(forecast) if forecast.made < terms.since => return self.refuse(Flaw::Time),
+            Ok(forecast) => forecast,
+            Err(flaw) => return self.refuse(flaw),
+        };
+        let before = if self.standing == Standing::Good && self.is_fresh(at) { self.headroom } else { terms.own };
+        let correction = self.correction;
+        let bound = |half, most| correction.bound(half, most);
+        let found = forecast.smallest(|p| {
+            let (half, most) = p.half_and_most();
+            bound(half, most) <= terms.budget && p.pressure_ppm <= PRESSURE
+        });
+        self.said = found.map(|p| {
+            let (half, most) = p.half_and_most();
+            Said { size: p.size, loss_ppm: bound(half, most) }
+        });
+        self.standing = match found {
+            _ if self.calibration.judged() < TRIAL => Standing::Untried,
+            _ if self.calibration.is_off() => Standing::Miscovered,
+            _ if at < self.not_before => Standing::Wrong,
+            None => Standing::Hopeless,
+            Some(p) if p.loss_ppm[3] > terms.budget.saturating_mul(WIDE) => Standing::Wide,
+            Some(_) => Standing::Good,
+        };
+        if let Some(said) = self.said {
+            let wanted = (said.size - terms.used).max(terms.least).min(terms.most);
+            let above = (before - wanted).share(EASE.0, EASE.1);
+            self.headroom = if above < Bytes::mib(1) { wanted } else { wanted + above };
+        }
+        self.last = Some(forecast);
+        self.flaw = None;
+    }
+
+    /// The last forecast will be judged by what becomes of the VM at this size.
+    fn expect(&mut self, at: Micros, size: Bytes) {
+        let Some(forecast) = self.last.as_ref().filter(|f| at < f.made + STALE) else { return };
+        let due = self.flying.back().is_none_or(|last| forecast.made >= last.made + JUDGED_EVERY);
+        if !due || self.flying.len() >= FLYING {
+            return;
+        }
+        if let Some(point) = forecast.at(size) {
+            let (half, most) = point.half_and_most();
+            let bound = self.correction.bound(half, most);
+            self.flying.push_back(Flying { made: forecast.made, size, half, most, bound });
+        }
+    }
+
+    /// The VM is to keep so much: what was said of much more says nothing any more.
+    pub fn moved(&mut self, size: Bytes) {
+        self.flying.retain(|f| f.size <= size + SELF_DEFLATION);
+    }
+
+    /// What was known of the guest is not comparable with what comes. How right forecasts were stays.
+    pub fn interrupt(&mut self) {
+        (self.last, self.said, self.standing) = (None, None, Standing::Silent);
+        self.flying.clear();
+    }
+
+    /// What was really lost.
+    pub fn judge(&mut self, at: Micros, history: &History, budget: Ratio) {
+        while let Some(f) = self.flying.pop_front_if(|f| at >= f.made + HORIZON) {
+            // When nobody looked, nothing is learnt.
+            let Some(happened) = history.happened(f.made, f.made + HORIZON) else { continue };
+            let missed = self.calibration.judge(f.half, f.most, f.bound, happened.loss);
+            self.correction = self.calibration.correction();
+            if missed && happened.loss > budget.millionths() {
+                self.wrong(at);
+            }
+        }
+    }
+
+    /// What was done because of a forecast hurt.
+    pub fn wrong(&mut self, at: Micros) {
+        if at >= self.not_before + LONGEST_REST {
+            self.rest = FIRST_REST;
+        }
+        // Forecasts of one moment are wrong together.
+        if at >= self.not_before {
+            self.not_before = at + self.rest;
+            self.rest = (self.rest + self.rest).min(LONGEST_REST);
+        }
+        if self.standing == Standing::Good {
+            self.standing = Standing::Wrong;
+        }
+    }
+
+    /// What to show; `None`: there never was a forecast.
+    #[must_use]
+    pub fn status(&self, at: Micros, mode: Mode, on: bool) -> Option<ForecastStatus> {
+        if self.last.is_none() && self.refused == 0 && self.calibration.judged() == 0 {
+            return None;
+        }
+        let last = self.last.as_ref();
+        let point = |p: &crate::forecast::Point| {
+            let (half, most) = p.half_and_most();
+            let bound_ppm = self.correction.bound(half, most);
+            CurvePoint { size: p.size, loss_ppm: p.loss_ppm, bound_ppm, pressure_ppm: p.pressure_ppm }
+        };
+        let standing = match (self.flaw, last) {
+            (Some(flaw), _) => format!("the last one was refused: {flaw}"),
+            (None, Some(_)) if !self.is_fresh(at) => "the last one is too old".to_owned(),
+            (None, _) => self.standing.to_string(),
+        };
+        Some(ForecastStatus {
+            mode,
+            used: on,
+            standing,
+            model: last.map(|f| f.model.clone()),
+            age: last.map(|f| at - f.made),
+            size: self.said.map(|s| s.size),
+            headroom: (self.standing == Standing::Good).then_some(self.headroom),
+            coverage: self.calibration.coverage(),
+            judged: self.calibration.judged(),
+            missed: self.calibration.missed(),
+            refused: self.refused,
+            points: last.map_or_else(Vec::new, |f| f.points.iter().map(point).collect()),
+        })
+    }
+}
+
+/// Forecasts of a VM, for people and programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForecastStatus {
+    /// What may be done with them.
+    pub mode: Mode,
+    /// The headroom is the last one's now.
+    pub used: bool,
+    /// What the last one is worth, for people.
+    pub standing: String,
+    /// Who made it; `None`: there is none.
+    pub model: Option<String>,
+    /// How old its features are.
+    pub age: Option<Micros>,
+    /// The smallest size within the VM's budget.
+    pub size: Option<Bytes>,
+    /// The headroom that follows; `None`: it is not good enough.
+    pub headroom: Option<Bytes>,
+    /// The part of the last 64 outcomes that stayed within the 95 % quantile, as corrected then.
+    pub coverage: Option<Ratio>,
+    /// Forecasts whose outcome is known.
+    pub judged: u64,
+    /// Those of them whose outcome was worse than the corrected 95 % quantile.
+    pub missed: u64,
+    /// Forecasts that could not be used at all.
+    pub refused: u64,
+    /// What it says, by size.
+    pub points: Vec<CurvePoint>,
+}
+
+/// What a forecast says of one size, and what it is corrected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CurvePoint {
+    /// If the VM keeps this...
+    pub size: Bytes,
+    /// ...so much of the next ten seconds is lost, by [`crate::QUANTILES`], in millionths...
+    pub loss_ppm: [u32; 4],
+    /// ...the 95 % quantile corrected by what was seen of this VM...
+    pub bound_ppm: u32,
+    /// ...and pressure has this probability, in millionths.
+    pub pressure_ppm: u32,
+}
+
+impl Planner {
+    /// A model said something.
+    pub(crate) fn foresee(&mut self, at: Micros, name: &VmName, mut forecast: Forecast) {
+        forecast.model = forecast::name(&forecast.model);
+        let Some(vm) = self.vms.get(name) else { return };
+        // Once for each model: with a thousand VMs it takes a few milliseconds.
+        let new = vm.settings.predictor != Mode::Off && forecast.model != vm.foresight.model;
+        let start = new.then(|| {
+            let same = self.vms.values().map(|vm| &vm.foresight).filter(|f| f.model == forecast.model);
+            pooled(same.map(|f| &f.calibration))
+        });
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        if vm.settings.predictor == Mode::Off {
+            vm.foresight = Foresight::default();
+            return;
+        }
+        if let Some(start) = start {
+            vm.foresight.begin(&forecast.model, start);
+        }
+        let terms = vm.terms();
+        match terms.filter(|_| vm.is_predictable(at)) {
+            Some(terms) => vm.foresight.accept(at, forecast, &terms),
+            None => vm.foresight.refuse(Flaw::Blind),
+        }
+    }
+
+    /// The last forecast will be judged by the size that the VM has after all that it led to.
+    pub(crate) fn expect(&mut self, at: Micros, name: &VmName) {
+        self.with(name, |vm| vm.foresight.expect(at, vm.aim));
+    }
+}
+
+impl Vm {
+    fn terms(&self) -> Option<Terms> {
+        let own = self.reactive.headroom(self);
+        Some(Terms {
+            used: self.used()?,
+            own,
+            least: self.reactive.survival().max(self.settings.headroom.share(1, 2)).min(own),
+            most: own.max(self.max().share(1, 4)),
+            budget: self.settings.loss_budget.millionths().min(WHOLE),
+            since: self.history.since()?,
+        })
+    }
+
+    /// What a model says, if that is to be followed now.
+    #[must_use]
+    pub fn foreseen(&self, at: Micros) -> Option<Foreseen> {
+        let f = &self.foresight;
+        let followed = self.settings.predictor == Mode::On && f.standing == Standing::Good && f.is_fresh(at);
+        f.said.filter(|_| followed).map(|said| Foreseen { headroom: f.headroom, said })
+    }
+
+    /// Until when that is so at most.
+    pub(crate) fn foreseen_until(&self, at: Micros) -> Option<Micros> {
+        self.foreseen(at)?;
+        self.foresight.last.as_ref().map(|f| f.made + STALE)
+    }
+
+    /// The free memory above the low watermark that this VM is left with when it is quiet.
+    #[must_use]
+    pub fn headroom(&self, at: Micros) -> Bytes {
+        self.foreseen(at).map_or_else(|| self.reactive.headroom(self), |f| f.headroom)
+    }
+
+    /// What was taken hurt: if that was because of a forecast, none is believed for a while.
+    pub(crate) fn blame_forecast(&mut self, at: Micros) {
+        if self.foreseen(at).is_some() {
+            self.foresight.wrong(at);
+        }
+    }
+
+    /// What was known of the guest is not comparable with what comes.
+    pub(crate) fn forget_past(&mut self) {
+        self.history.begin();
+        self.foresight.interrupt();
+    }
+}
