@@ -85,6 +85,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Train the predictor on what `ballast-lab collect` saw, and score it beside simpler ones.
+    #[cfg(feature = "train")]
+    Train(commands::train::Train),
     /// Write man pages or shell completions into a folder, for packagers.
     #[command(hide = true)]
     Generate {
@@ -139,6 +142,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Reload(ask) => operate::reload(&ask),
         Command::Doctor { config, json } => commands::examine(&config, json),
         Command::Replay { journal, json } => commands::repeat(&journal, json),
+        #[cfg(feature = "train")]
+        Command::Train(args) => commands::train::run(&args),
         Command::Generate { what, directory } => {
             generate::write(Cli::command(), what, &directory, MANUAL)
                 .with_context(|| format!("writing into {}", directory.display()))?;

@@ -3,6 +3,8 @@
 pub mod generate;
 pub mod operate;
 pub mod run;
+#[cfg(feature = "train")]
+pub mod train;
 pub mod when;
 
 use crate::CONFIG;
