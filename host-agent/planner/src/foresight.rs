@@ -197,8 +197,8 @@ impl Foresight {
         };
         if let Some(said) = self.said {
             let wanted = (said.size - terms.used).max(terms.least).min(terms.most);
-            let eased = wanted + (before - wanted).share(EASE.0, EASE.1);
-            self.headroom = wanted.max(eased);
+            let above = (before - wanted).share(EASE.0, EASE.1);
+            self.headroom = if above < Bytes::mib(1) { wanted } else { wanted + above };
         }
         self.last = Some(forecast);
         self.flaw = None;

@@ -45,7 +45,7 @@ pub use features::{
 };
 pub use fleet::{Agent, Counts, Leftover, Order, Stamped, Vm, Want};
 pub use forecast::{Flaw, Forecast, Mode, Point, Said};
-pub use foresight::{CurvePoint, ForecastStatus, Foreseen, Standing};
+pub use foresight::{CurvePoint, ForecastStatus, Foreseen};
 pub use guard::BalloonTarget;
 pub use pace::Pace;
 pub use policy::{
