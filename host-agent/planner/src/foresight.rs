@@ -13,6 +13,7 @@
 //! been wrong, does not know (its 99 % quantile is far above its 95 %), or finds no size good enough: then memory is not
 //! what decides.
 
+use crate::VmSettings;
 use crate::conformal::{Calibration, Correction, pooled};
 use crate::event::VmName;
 use crate::features::HORIZON;
