@@ -297,7 +297,6 @@ mod tests {
         assert!(c.is_off());
         assert_eq!(c.correction().bound(0, 0), WHOLE, "nothing it says is of use for now");
         for _ in 0..64 {
-            assert!(c.judged() < 60 || c.is_off() || c.coverage() >= Some(Ratio::percent(90)));
             c.judge(0, 0, WHOLE, 0);
         }
         assert!(!c.is_off());

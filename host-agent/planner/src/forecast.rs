@@ -38,8 +38,9 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What is said of one size.
+/// What is said of one size. An array in a journal, which has sixteen of these for each VM and second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[u64; 6]", into = "[u64; 6]")]
 pub struct Point {
     /// If the VM keeps this...
     pub size: Bytes,
@@ -47,6 +48,20 @@ pub struct Point {
     pub loss_ppm: [u32; 4],
     /// ...and there is pressure with this probability, in millionths.
     pub pressure_ppm: u32,
+}
+
+impl From<Point> for [u64; 6] {
+    fn from(p: Point) -> Self {
+        let [half, nine, most, all] = p.loss_ppm.map(u64::from);
+        [p.size.0, half, nine, most, all, p.pressure_ppm.into()]
+    }
+}
+
+impl From<[u64; 6]> for Point {
+    fn from([size, half, nine, most, all, pressure]: [u64; 6]) -> Self {
+        let ppm = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        Self { size: Bytes(size), loss_ppm: [half, nine, most, all].map(ppm), pressure_ppm: ppm(pressure) }
+    }
 }
 
 impl Point {
@@ -105,6 +120,11 @@ impl fmt::Display for Flaw {
     }
 }
 
+/// What is remembered of a model's name.
+pub fn name(model: &str) -> String {
+    model.chars().filter(|c| !c.is_control()).take(NAME).collect()
+}
+
 impl Forecast {
     /// Repairs it, or says why it cannot be used.
     ///
@@ -123,7 +143,7 @@ impl Forecast {
         if at >= self.made + STALE {
             return Err(Flaw::Late);
         }
-        self.model = self.model.chars().filter(|c| !c.is_control()).take(NAME).collect();
+        self.model = name(&self.model);
         self.points.shrink_to_fit();
         let (mut loss, mut pressure) = ([0; 4], 0);
         // From the largest size down: what is lost with more memory is lost with less.
@@ -244,6 +264,14 @@ mod tests {
         assert_eq!(good().sanitised(Micros::secs(15)), Err(Flaw::Late));
         let long = Forecast { model: "x\n".repeat(5_000), ..good() };
         assert_eq!(long.sanitised(NOW).unwrap().model, "x".repeat(NAME));
+    }
+
+    #[test]
+    fn a_journal_holds_it_as_it_was_said() {
+        let said = forecast(&[(100, [1, 2, u32::MAX, 4], 5), (200, [0; 4], 0)]);
+        let text = serde_json::to_string(&said).unwrap();
+        assert!(text.contains("[104857600,1,2,4294967295,4,5]"), "{text}");
+        assert_eq!(serde_json::from_str::<Forecast>(&text).unwrap(), said);
     }
 
     #[test]

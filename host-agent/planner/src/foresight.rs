@@ -20,7 +20,7 @@ use crate::fleet::Vm;
 use crate::forecast::{Flaw, Forecast, Mode, STALE, Said};
 use crate::history::{History, WHOLE};
 use crate::ratio::Ratio;
-use crate::{Planner, SELF_DEFLATION};
+use crate::{Planner, SELF_DEFLATION, forecast};
 use ballast_protocol::{Bytes, Micros};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -92,6 +92,8 @@ struct Flying {
 #[serde(default)]
 pub struct Foresight {
     last: Option<Forecast>,
+    /// Whose outcomes the calibration knows.
+    model: String,
     standing: Standing,
     said: Option<Said>,
     /// What the forecasts leave the VM.
@@ -100,8 +102,6 @@ pub struct Foresight {
     calibration: Calibration,
     /// By [`Calibration::correction`].
     correction: Correction,
-    /// The calibration has begun.
-    begun: bool,
     not_before: Micros,
     rest: Micros,
     refused: u64,
@@ -112,13 +112,13 @@ impl Default for Foresight {
     fn default() -> Self {
         Self {
             last: None,
+            model: String::new(),
             standing: Standing::Silent,
             said: None,
             headroom: Bytes::ZERO,
             flying: VecDeque::new(),
             calibration: Calibration::default(),
             correction: Correction::NONE,
-            begun: false,
             not_before: Micros::ZERO,
             rest: FIRST_REST,
             refused: 0,
@@ -155,6 +155,15 @@ impl Foresight {
         self.last.as_ref().is_some_and(|f| at < f.made + STALE)
     }
 
+    /// What is known of another model says nothing of this one; what other VMs know of it does.
+    fn begin(&mut self, model: &str, start: Correction) {
+        self.interrupt();
+        self.model = model.to_owned();
+        self.calibration = Calibration::default();
+        self.calibration.begin_with(start);
+        self.correction = self.calibration.correction();
+    }
+
     fn refuse(&mut self, flaw: Flaw) {
         (self.last, self.said, self.standing) = (None, None, Standing::Silent);
         self.refused += 1;
@@ -188,8 +197,8 @@ impl Foresight {
         };
         if let Some(said) = self.said {
             let wanted = (said.size - terms.used).max(terms.least).min(terms.most);
-            let eased = wanted + (before - wanted).share(EASE.0, EASE.1);
-            self.headroom = wanted.max(eased);
+            let above = (before - wanted).share(EASE.0, EASE.1);
+            self.headroom = if above < Bytes::mib(1) { wanted } else { wanted + above };
         }
         self.last = Some(forecast);
         self.flaw = None;
@@ -326,20 +335,22 @@ pub struct CurvePoint {
 
 impl Planner {
     /// A model said something.
-    pub(crate) fn foresee(&mut self, at: Micros, name: &VmName, forecast: Forecast) {
+    pub(crate) fn foresee(&mut self, at: Micros, name: &VmName, mut forecast: Forecast) {
+        forecast.model = forecast::name(&forecast.model);
         let Some(vm) = self.vms.get(name) else { return };
-        // Once: with a thousand VMs it takes a millisecond.
-        let start = (!vm.foresight.begun && vm.settings.predictor != Mode::Off)
-            .then(|| pooled(self.vms.values().map(|vm| &vm.foresight.calibration)));
+        // Once for each model: with a thousand VMs it takes a few milliseconds.
+        let new = vm.settings.predictor != Mode::Off && forecast.model != vm.foresight.model;
+        let start = new.then(|| {
+            let same = self.vms.values().map(|vm| &vm.foresight).filter(|f| f.model == forecast.model);
+            pooled(same.map(|f| &f.calibration))
+        });
         let Some(vm) = self.vms.get_mut(name) else { return };
         if vm.settings.predictor == Mode::Off {
             vm.foresight = Foresight::default();
             return;
         }
         if let Some(start) = start {
-            vm.foresight.calibration.begin_with(start);
-            vm.foresight.correction = vm.foresight.calibration.correction();
-            vm.foresight.begun = true;
+            vm.foresight.begin(&forecast.model, start);
         }
         let terms = vm.terms();
         match terms.filter(|_| vm.is_predictable(at)) {

@@ -45,7 +45,7 @@ pub use features::{
 };
 pub use fleet::{Agent, Counts, Leftover, Order, Stamped, Vm, Want};
 pub use forecast::{Flaw, Forecast, Mode, Point, Said};
-pub use foresight::{CurvePoint, ForecastStatus, Foreseen, Standing};
+pub use foresight::{CurvePoint, ForecastStatus, Foreseen};
 pub use guard::BalloonTarget;
 pub use pace::Pace;
 pub use policy::{
@@ -290,6 +290,9 @@ impl Planner {
                 let resized = vm.facts.max != facts.max && vm.order.is_none();
                 let known_deflate = vm.facts.deflate_on_oom;
                 vm.settings = settings;
+                if vm.settings.predictor == Mode::Off {
+                    vm.foresight = foresight::Foresight::default();
+                }
                 let below_minimum = vm.aim < vm.guaranteed();
                 let ran = vm.facts.running;
                 vm.facts = Facts { deflate_on_oom: facts.deflate_on_oom.or(known_deflate), running: ran, ..facts };

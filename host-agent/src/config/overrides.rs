@@ -9,7 +9,7 @@
 //! whoever runs this host, while the XML may have come with the VM from another one.
 
 use super::raw::{self, Written};
-use ballast_planner::{Class, VmSettings};
+use ballast_planner::{Class, Mode, Ratio, VmSettings};
 use ballast_protocol::{Bytes, Micros};
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
@@ -50,6 +50,10 @@ pub struct Overrides {
     pub weight: Option<u32>,
     /// Which class it is in.
     pub class: Option<Class>,
+    /// What may be done with forecasts.
+    pub predictor: Option<Mode>,
+    /// What it may lose when forecasts choose its size.
+    pub loss_budget: Option<Ratio>,
 }
 
 /// A mistake in settings that are right each by itself.
@@ -82,6 +86,8 @@ impl Overrides {
         set(&self.shares, &mut into.shares);
         set(&self.weight, &mut into.weight);
         set(&self.class, &mut into.class);
+        set(&self.predictor, &mut into.predictor);
+        set(&self.loss_budget, &mut into.loss_budget);
         into.fixed_size = self.fixed_size.or(into.fixed_size);
     }
 
@@ -115,14 +121,18 @@ impl Overrides {
             "shares" => self.shares = Some(number(text)?),
             "fixed-size" => self.fixed_size = Some(Bytes::read(text)?),
             "weight" => self.weight = Some(number(text)?),
-            "class" => {
-                let class: Result<_, ValueError> = Class::deserialize(text.into_deserializer());
-                self.class = Some(class.map_err(|e| raw::with_suggestion(&e.to_string()))?);
-            }
+            "class" => self.class = Some(named(text)?),
+            "predictor" => self.predictor = Some(named(text)?),
+            "loss-budget" => self.loss_budget = Some(Ratio::read(text)?),
             unknown => return Err(raw::suggestion("element", unknown, raw::SETTINGS)),
         }
         Ok(())
     }
+}
+
+fn named<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
+    let read: Result<_, ValueError> = T::deserialize(text.into_deserializer());
+    read.map_err(|e| raw::with_suggestion(&e.to_string()))
 }
 
 fn flag(text: &str) -> Result<bool, String> {
@@ -180,6 +190,8 @@ mod tests {
             ("fixed-size", "2GiB"),
             ("weight", "250"),
             ("class", "high"),
+            ("predictor", "on"),
+            ("loss-budget", "2.5%"),
         ]))
         .unwrap();
         let mut settings = VmSettings::default();
@@ -199,6 +211,8 @@ mod tests {
             fixed_size: Some(Bytes::mib(2048)),
             weight: 250,
             class: Class::High,
+            predictor: Mode::On,
+            loss_budget: Ratio::basis_points(250),
         };
         assert_eq!(settings, expected);
         // One that says nothing changes nothing.
@@ -215,6 +229,8 @@ mod tests {
             ("exempt", "yes", "<exempt>: `yes` is neither true nor false"),
             ("weight", "-3", "<weight>: `-3` is not a whole number from 0 to 4294967295"),
             ("class", "hihg", "<class>: unknown value `hihg`; did you mean `high`?"),
+            ("predictor", "shado", "<predictor>: unknown value `shado`; did you mean `shadow`?"),
+            ("loss-budget", "1", "<loss-budget>: `1` is not a percentage from 0% to 100%"),
             ("headrom", "1M", "<headrom>: unknown element `headrom`; did you mean `headroom`?"),
             ("colour", "red", "<colour>: unknown element `colour`; known are min, max, headroom, "),
         ] {

@@ -1,7 +1,7 @@
 //! The file as it is written: every field optional, every value with its place.
 
 use super::{OnExit, Overrides, law, metrics};
-use ballast_planner::{Class, Ratio};
+use ballast_planner::{Class, Mode as Forecasts, Ratio};
 use ballast_protocol::{Bytes, Micros};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, Visitor};
@@ -104,6 +104,8 @@ pub(super) const SETTINGS: &[&str] = &[
     "fixed-size",
     "weight",
     "class",
+    "predictor",
+    "loss-budget",
 ];
 
 /// What `[defaults]` and `[[vm]]` share. TOML places are lost under `serde(flatten)`, so [`Vm`] repeats the fields.
@@ -124,6 +126,8 @@ pub(super) struct Settings {
     pub fixed_size: Option<Spanned<Text<Bytes>>>,
     pub weight: Option<Spanned<u32>>,
     pub class: Option<Class>,
+    pub predictor: Option<Forecasts>,
+    pub loss_budget: Option<Spanned<Text<Ratio>>>,
 }
 
 impl Settings {
@@ -146,6 +150,8 @@ impl Settings {
             fixed_size: value(&self.fixed_size),
             weight: self.weight.as_ref().map(|w| *w.get_ref()),
             class: self.class,
+            predictor: self.predictor,
+            loss_budget: value(&self.loss_budget),
         }
     }
 
@@ -186,6 +192,8 @@ pub(super) struct Vm {
     fixed_size: Option<Spanned<Text<Bytes>>>,
     weight: Option<Spanned<u32>>,
     class: Option<Class>,
+    predictor: Option<Forecasts>,
+    loss_budget: Option<Spanned<Text<Ratio>>>,
 }
 
 impl Vm {
@@ -205,6 +213,8 @@ impl Vm {
             fixed_size: self.fixed_size.clone(),
             weight: self.weight.clone(),
             class: self.class,
+            predictor: self.predictor,
+            loss_budget: self.loss_budget.clone(),
         }
     }
 }

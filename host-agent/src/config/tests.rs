@@ -76,7 +76,8 @@ fn a_wrong_file_is_refused_with_place_vm_and_mend() {
         (
             "[[vm]]\nname = \"web\"\nqmp = \"/q\"\ncolour = \"red\"\n",
             "b.toml:4:1: VM `web`: unknown key `colour`; known are name, qmp, vsock, cid, service, interface, min, max, headroom, step, \
-             cool-down, returning, pace, take-reported, exempt, allow-without-deflate-on-oom, shares, fixed-size, weight, class",
+             cool-down, returning, pace, take-reported, exempt, allow-without-deflate-on-oom, shares, fixed-size, weight, class, \
+             predictor, loss-budget",
         ),
         ("[demon]\n", "b.toml:1:2: unknown key `demon`; did you mean `daemon`?"),
         ("[libvirt]\n[daemon]\non-exit = \"keeep\"\n", "b.toml:3:11: unknown value `keeep`; did you mean `keep`?"),
@@ -359,6 +360,28 @@ fn a_bad_vm_is_refused_alone_and_by_name() {
         assert!(Config::examine_text(Path::new("b.toml"), &format!("{wrong}{text}")).is_err(), "{wrong}");
     }
     assert!(Config::examine_text(Path::new("b.toml"), "vm = 3\n").is_err());
+}
+
+#[test]
+fn forecasts_are_shadowed_unless_said_otherwise() {
+    use ballast_planner::{Mode, Ratio};
+    let config = parse(
+        "[libvirt]\n[defaults]\nloss-budget = \"0.5%\"\n[[vm]]\nname = \"a\"\npredictor = \"on\"\n\
+         [[vm]]\nname = \"b\"\npredictor = \"off\"\nloss-budget = \"3%\"\n",
+    )
+    .unwrap();
+    let read: Vec<_> = config.vms.iter().map(|v| (v.settings.predictor, v.settings.loss_budget)).collect();
+    assert_eq!(read, [(Mode::On, Ratio::basis_points(50)), (Mode::Off, Ratio::percent(3))]);
+    let usual = parse("[libvirt]").unwrap().defaults;
+    assert_eq!((usual.predictor, usual.loss_budget), (Mode::Shadow, Ratio::percent(1)));
+    let vm = |line: &str| format!("[libvirt]\n[[vm]]\nname = \"a\"\n{line}\n");
+    for (line, expected) in [
+        ("predictor = \"shado\"", "b.toml:4:13: VM `a`: unknown value `shado`; did you mean `shadow`?"),
+        ("loss-budget = \"2\"", "b.toml:4:15: VM `a`: `2` is not a percentage from 0% to 100%; write for example 20% or 0.25%"),
+        ("loss-budget = 2", "b.toml:4:15: VM `a`: invalid type: integer `2`, expected a percentage in quotes, for example \"20%\""),
+    ] {
+        assert_eq!(parse(&vm(line)).unwrap_err().to_string(), expected);
+    }
 }
 
 #[test]

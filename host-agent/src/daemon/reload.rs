@@ -367,6 +367,8 @@ fn differences(old: &VmSettings, new: &VmSettings) -> String {
             ("allow-without-deflate-on-oom", s.allow_without_deflate_on_oom.to_string()),
             ("weight", s.weight.to_string()),
             ("class", s.class.to_string()),
+            ("predictor", s.predictor.to_string()),
+            ("loss-budget", s.loss_budget.to_string()),
             ("shares", s.shares.to_string()),
             ("fixed-size", size(s.fixed_size)),
         ]

@@ -18,7 +18,7 @@ pub const FORMAT: &str = prometheus::TEXT_FORMAT;
 type OfVm = fn(&Seen) -> Option<f64>;
 
 /// Name, help, value.
-const GAUGES: [(&str, &str, OfVm); 24] = [
+const GAUGES: [(&str, &str, OfVm); 27] = [
     ("ballast_vm_running", "Whether the vCPUs of the VM run.", |v| flag(v.status.running)),
     ("ballast_vm_reachable", "Whether the hypervisor tells what the VM keeps.", |v| flag(v.status.actual.is_some())),
     ("ballast_vm_agent_alive", "Whether the guest agent reports.", |v| flag(v.status.agent == "alive")),
@@ -67,9 +67,16 @@ const GAUGES: [(&str, &str, OfVm); 24] = [
     ("ballast_vm_service_short", "Whether the VM's service fell short and has not recovered.", |v| {
         flag(v.status.service?.short)
     }),
+    ("ballast_vm_forecast_coverage_ratio", "The part of the last 64 outcomes within the corrected 95 % quantile.", |v| {
+        Some(f64::from(v.status.forecast.as_ref()?.coverage?.millionths()) / 1e6)
+    }),
+    ("ballast_vm_forecast_used", "Whether the headroom is a model's now.", |v| flag(v.status.forecast.as_ref()?.used)),
+    ("ballast_vm_forecast_age_seconds", "How old the features of the last forecast are.", |v| {
+        Some(v.status.forecast.as_ref()?.age?.secs_f64())
+    }),
 ];
 
-const COUNTERS: [(&str, &str, OfVm); 9] = [
+const COUNTERS: [(&str, &str, OfVm); 12] = [
     ("ballast_vm_orders_refused_total", "Orders that the hypervisor refused.", |v| count(v.totals.orders_refused)),
     ("ballast_vm_takings_undone_total", "Takings undone because they hurt.", |v| count(v.status.counts.undone)),
     ("ballast_vm_takings_stalled_total", "Takings that the guest could not follow.", |v| {
@@ -92,6 +99,15 @@ const COUNTERS: [(&str, &str, OfVm); 9] = [
     }),
     ("ballast_vm_memory_stall_seconds_total", "Time in which tasks of the guest waited for memory (PSI some).", |v| {
         Some(v.stalled?.secs_f64())
+    }),
+    ("ballast_vm_forecasts_judged_total", "Forecasts whose outcome is known.", |v| {
+        count(v.status.forecast.as_ref().map_or(0, |f| f.judged))
+    }),
+    ("ballast_vm_forecasts_missed_total", "Forecasts whose outcome was worse than the corrected 95 % quantile.", |v| {
+        count(v.status.forecast.as_ref().map_or(0, |f| f.missed))
+    }),
+    ("ballast_vm_forecasts_refused_total", "Forecasts that could not be used at all.", |v| {
+        count(v.status.forecast.as_ref().map_or(0, |f| f.refused))
     }),
 ];
 

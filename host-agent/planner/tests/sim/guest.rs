@@ -239,6 +239,11 @@ impl Guest {
         self.next_event = Micros::MAX;
     }
 
+    /// Events of its own again.
+    pub fn stir(&mut self, at: Micros) {
+        self.next_event = at;
+    }
+
     /// The balloon does not move any more.
     pub fn stick(&mut self) {
         self.stuck = true;

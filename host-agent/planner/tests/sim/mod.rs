@@ -5,10 +5,12 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod guest;
+pub mod oracle;
 
-use ballast_planner::{Action, Facts, Input, LawSettings, Notice, Planner, Reason, SILENCE, VmName};
+use ballast_planner::{Action, Facts, Input, LawSettings, Mode, Notice, Planner, Reason, SILENCE, VmName};
 use ballast_protocol::{Bytes, GuestMessage, Micros, Source, Telemetry, Verdict};
 use guest::{Guest, TICK, Temper};
+use oracle::Oracle;
 use std::collections::BTreeMap;
 
 const NEAR: Bytes = Bytes::mib(1);
@@ -46,6 +48,8 @@ pub struct World {
     budget: Option<Bytes>,
     /// Another law than ours rules: it knows no floor and no trust, and may order anew at any time.
     ruled: bool,
+    /// Who predicts, and for how many of the guests.
+    pub oracle: Option<(Oracle, usize)>,
     books: BTreeMap<VmName, Book>,
 }
 
@@ -60,6 +64,7 @@ impl World {
             takings: 0,
             budget: None,
             ruled: false,
+            oracle: None,
         };
         world.find_all();
         world
@@ -100,6 +105,17 @@ impl World {
         Self::new((0..count).map(|i| Guest::new(&format!("vm{i}"), seed + 1000 * i as u64, temper, size(i))).collect())
     }
 
+    /// The same, with forecasts that are followed.
+    pub fn foretold(seed: u64, count: usize, temper: Temper, oracle: Oracle) -> Self {
+        let mut guests = Self::fleet(seed, count, temper).guests;
+        for guest in &mut guests {
+            guest.settings.predictor = Mode::On;
+        }
+        let mut world = Self::new(guests);
+        world.oracle = Some((oracle, count));
+        world
+    }
+
     fn find_all(&mut self) {
         for i in 0..self.guests.len() {
             let facts = self.guests[i].facts();
@@ -134,6 +150,7 @@ impl World {
                 self.hand(i, input);
             }
         }
+        self.foretell();
         while self.planner.deadline().is_some_and(|due| due <= self.now) {
             self.planner.handle(self.now, Input::Wake);
             assert!(self.planner.deadline().is_none_or(|due| due > self.now), "a wake leaves nothing due");
@@ -145,6 +162,24 @@ impl World {
                 if !self.ruled {
                     book.judge_patience(self.now, guest);
                 }
+            }
+        }
+    }
+
+    /// The oracle speaks once a second, also of guests of which there is nothing to say.
+    fn foretell(&mut self) {
+        let Some((oracle, count)) = self.oracle.filter(|_| self.now.0.is_multiple_of(1_000_000)) else { return };
+        for i in 0..count.min(self.guests.len()) {
+            let features = self.planner.features(self.now, &self.guests[i].name);
+            for forecast in oracle.says(self.now, i as u64, features.as_ref()) {
+                let vm = self.guests[i].name.clone();
+                self.hand(i, Input::Forecast { vm, forecast });
+            }
+        }
+        if let (Some(first), true) = (self.guests.first(), count > 0) {
+            let features = self.planner.features(self.now, &first.name);
+            for forecast in oracle.says(self.now, 0, features.as_ref()) {
+                self.hand(0, Input::Forecast { vm: VmName::from("nobody"), forecast });
             }
         }
     }

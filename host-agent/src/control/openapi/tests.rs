@@ -8,7 +8,7 @@ use crate::control::{
 };
 use crate::prober::ProbeStatus;
 use ballast_planner::{
-    Class, Facts, Hold, HostMemory, HostStatus, Input, LawName, Planner, Ratio, ReservationStatus, ServiceMode,
+    Class, CurvePoint, Facts, ForecastStatus, Hold, HostMemory, HostStatus, Input, LawName, Mode, Planner, Ratio, ReservationStatus, ServiceMode,
     ServiceStatus, Taking, VmName, VmSettings, VmStatus,
 };
 use ballast_protocol::{Bytes, Micros};
@@ -90,6 +90,23 @@ fn vm_status() -> VmStatus {
     let facts = Facts { max: size, actual: size, running: true, balloon: true, deflate_on_oom: Some(true) };
     planner.handle(Micros::ZERO, Input::Vm { vm: vm.clone(), facts, settings: VmSettings::default() });
     VmStatus::of(&vm, planner.vm(&vm).unwrap(), Micros::secs(1))
+}
+
+fn forecast() -> ForecastStatus {
+    ForecastStatus {
+        mode: Mode::On,
+        used: true,
+        standing: "good".to_owned(),
+        model: Some("mlp".to_owned()),
+        age: Some(Micros::secs(1)),
+        size: Some(Bytes::mib(1)),
+        headroom: Some(Bytes::mib(1)),
+        coverage: Some(Ratio::percent(95)),
+        judged: 1,
+        missed: 1,
+        refused: 1,
+        points: vec![CurvePoint { size: Bytes::mib(1), loss_ppm: [1, 2, 3, 4], bound_ppm: 5, pressure_ppm: 6 }],
+    }
 }
 
 fn probe() -> ProbeStatus {
@@ -176,6 +193,8 @@ fn answers() -> Vec<(&'static str, Value)> {
         ("HypervisorStatus", value(&hypervisor())),
         ("Waiting", value(&waiting())),
         ("VmStatus", value(&vm_status())),
+        ("ForecastStatus", value(&forecast())),
+        ("CurvePoint", value(&forecast().points[0])),
         ("Hold", value(&hold)),
         ("ServiceStatus", value(&service)),
         ("Counts", value(&vm_status().counts)),
@@ -244,6 +263,7 @@ fn every_name_of_an_enumeration_is_described() {
     let schemas = Schemas::of(DOCUMENT);
     assert_eq!(schemas.get("LawName")["enum"], value(&LAWS));
     assert_eq!(schemas.get("Class")["enum"], value(&[Class::Low, Class::Normal, Class::High]));
+    assert_eq!(schemas.get("ForecastStatus")["properties"]["mode"]["enum"], value(&[Mode::Off, Mode::Shadow, Mode::On]));
     let modes = [ServiceMode::Unlimited, ServiceMode::RateLimited, ServiceMode::Passive];
     assert_eq!(schemas.get("ServiceStatus")["properties"]["mode"]["enum"], value(&modes));
     assert_eq!(schemas.get("HoldRequest")["properties"]["reason"]["maxLength"], json!(crate::control::LONGEST_REASON));
