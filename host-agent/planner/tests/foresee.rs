@@ -23,7 +23,7 @@ fn settled(settings: VmSettings) -> One {
     let (mut one, _) = One::found(facts(m(256)), settings);
     one.hello();
     (one.report.free, one.report.file, one.report.giveable) = (m(70), m(10), m(150));
-    one.wait(Micros::secs(2));
+    one.wait(Micros::secs(1));
     one
 }
 
