@@ -114,6 +114,10 @@ pub async fn run(
                     next_look = Instant::now() + every;
                 }
                 if finish {
+                    // Nobody is there to send the rest piece by piece.
+                    if let Some(left) = pieces {
+                        state.piece(left.order, left.target).await;
+                    }
                     return;
                 }
             }
@@ -371,6 +375,13 @@ mod tests {
         let (sizes, _) = told(Bytes::MAX, vec![(give(1, 200, 180), 0), (give(2, 220, 116), 2_000)]).await;
         assert!(sizes.is_sorted(), "{sizes:?}");
         assert_eq!(sizes.last(), Some(&220), "{sizes:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_a_giving_is_given_at_the_end() {
+        let (sizes, _) = told(Bytes::MAX, vec![(give(1, 512, 116), 0)]).await;
+        assert_eq!(sizes.last(), Some(&512), "{sizes:?}");
+        assert!(sizes.len() < 40, "not piece by piece: {sizes:?}");
     }
 
     #[tokio::test]

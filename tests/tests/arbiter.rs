@@ -5,13 +5,13 @@
 mod support;
 
 use ballast_host::journal::{self, Record};
-use ballast_planner::{Action, Reason};
+use ballast_planner::{Action, Input, Reason};
 use ballast_protocol::Bytes;
 use ballast_tests::wire::End;
 use ballast_tests::{HostAgent, Machine, bursting};
 use std::collections::BTreeMap;
 use std::path::Path;
-use support::{decisions, known, squeezed_below, wait_for};
+use support::{known, squeezed_below, wait_for};
 use toml::Value;
 
 const NAMES: [&str; 3] = ["red", "green", "blue"];
@@ -29,21 +29,31 @@ fn kept(host: &HostAgent) -> Bytes {
 }
 
 /// P2 by the journal: no order that gives takes the sum of all targets above the budget. Not counted is what nobody here
-/// decides: VMs as they are found, and balloons that let go by themselves.
+/// decides: VMs as they are found, balloons that let go by themselves, and what a VM still keeps of what was to be taken
+/// (leaving it that gives it nothing). The budget must have been a constraint: somebody gave because others needed it.
 fn no_order_gives_more_than_there_is(journal: &Path) {
-    let (mut told, mut given) = (BTreeMap::new(), 0);
+    let (mut told, mut kept) = (BTreeMap::new(), BTreeMap::new());
+    let (mut given, mut needed) = (0, 0);
     for record in journal::read(journal).unwrap() {
-        let Record::Action { action: Action::Order { vm, target, from, reason, .. }, .. } = record.unwrap() else {
-            continue;
+        let (vm, target, from, reason) = match record.unwrap() {
+            Record::Input { input: Input::Balloon { vm, actual }, .. } => {
+                kept.insert(vm, actual);
+                continue;
+            }
+            Record::Action { action: Action::Order { vm, target, from, reason, .. }, .. } => (vm, target, from, reason),
+            _ => continue,
         };
         told.insert(vm.clone(), target.bytes());
+        needed += usize::from(matches!(reason, Reason::Needed(_)));
         let sum: Bytes = told.values().copied().sum();
-        if target.bytes() > from && !matches!(reason, Reason::Adopted | Reason::SelfDeflated) {
+        let had = from.max(kept.get(&vm).copied().unwrap_or_default());
+        if target.bytes() > had && !matches!(reason, Reason::Adopted | Reason::SelfDeflated) {
             given += 1;
             assert!(sum <= Bytes::mib(BUDGET), "P2: {vm} from {from} to {}: {sum} in all: {reason}", target.bytes());
         }
     }
     assert!(given >= 6, "six bursts in squeezed guests, and {given} orders that gave");
+    assert!(needed > 0, "nobody had to give: the budget was no constraint");
 }
 
 #[test]
@@ -71,13 +81,10 @@ fn three_guests_whose_peaks_are_half_again_the_budget_all_survive_within_it() {
             assert_eq!(burst.end, End::Whole, "{}: {burst:?}\n{}\n{}", machine.name(), host.log(), machine.guest.log());
         }
     }
-    let mut reasons = String::new();
     for machine in &machines {
         assert_eq!(machine.guest.counters().unwrap().oom_kills(), 0, "{}", machine.guest.log());
         assert_eq!(known(&host, machine.name())["counts"]["oom_kills"], 0);
-        reasons += &decisions(&host, machine.name());
     }
-    assert!(reasons.contains("others need"), "nobody had to give: the budget was no constraint\n{reasons}");
     assert!(host.terminate().unwrap().success(), "{}", host.log());
     no_order_gives_more_than_there_is(&host.journal_path());
 }

@@ -54,8 +54,8 @@ pub struct VmSettings {
     pub pace: Bytes,
     /// Take free memory also from a guest that reports it to the host by itself (free page reporting). The host has that
     /// memory already, and a burst that finds it in the balloon waits for the balloon too: on one vCPU under TCG
-    /// throughput 0.86 of `static` instead of 0.96 (12 bursts each in one run). So it is left to the guest until
-    /// others need it.
+    /// throughput 0.86 of `static`, and 0.96 under reporting alone (12 bursts each in one run). So it is left to the
+    /// guest until others need it.
     pub take_reported: bool,
     /// Hands off: this VM keeps all its memory.
     pub exempt: bool,

@@ -1,6 +1,7 @@
 //! How fast a giving comes. A balloon deflates on a vCPU of the guest, before whoever waits for that vCPU: 64 MiB at
-//! once hold a guest with a single vCPU up for some 90 ms, in the middle of the very burst that they are for. What is
-//! not urgent therefore comes in pieces, of which each costs a few milliseconds.
+//! once take 45 ms of it under TCG, and with a single vCPU slow its programs down for twice as long (reckoned from the
+//! rate below), in the middle of the very burst that they are for. What is not urgent therefore comes in pieces, of which
+//! each costs a few milliseconds.
 //!
 //! ```text
 //!   kept ----first, at once----> +16 MiB --piece--> --piece--> ... --> target      a piece each 10 ms

@@ -97,7 +97,7 @@ fn what_the_agent_costs_a_debian_guest() {
     with.start();
     booted(&with);
     cost.running.push(running(&with, "no host agent", || sleep(SPAN)));
-    let host = with.host_agent(Settings::new());
+    let host = with.host_agent(Settings::from_iter([("take-reported".to_owned(), true.into())]));
     wait_for("the agent", &host, || (known(&host, NAME)["agent"] == "alive").then_some(()));
     come_to_rest(&host);
     cost.running.push(running(&with, "idle, squeezed", || sleep(SPAN)));

@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// For everything that must happen at all; other tests may use both cores meanwhile.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// For everything that must happen at all; other tests may use both cores meanwhile. A Debian that boots under emulation on
+/// a machine with a load of 6 has its agent after more than a minute.
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Calls until there is something; fails with `what` and the host agent's log.
 pub fn wait_for<T>(what: &str, host: &HostAgent, mut ask: impl FnMut() -> Option<T>) -> T {

@@ -153,11 +153,8 @@ impl Planner {
             c.fullest = c.fullest.max(levels.get(&c.name).copied().unwrap_or_default());
         }
         let shares = arbiter::shares(limit - limit.share(LEAST_BURST.0, LEAST_BURST.1), &wishes);
-        let homes = wishes.into_iter().zip(shares);
-        homes
-            .filter_map(|(c, share)| Some((*levels.get(&c.name)?, share, c.name)))
-            .map(|(l, s, n)| (n, l.min(s)))
-            .collect()
+        let home = |(c, share): (Claimant, Bytes)| levels.get(&c.name).map(|level| (c.name.clone(), share.min(*level)));
+        wishes.into_iter().zip(shares).filter_map(home).collect()
     }
 
     /// With nothing scarce, what returns to a VM again and again is given back to it before it asks.
