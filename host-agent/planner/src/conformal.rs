@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// Scores that are remembered: at one every two seconds, four minutes.
-const SCORES: usize = 128;
+pub const SCORES: usize = 128;
 /// With so many of them a VM stands for itself. The 95 % quantile of fewer is one of the three largest.
 const OWN: usize = 64;
 /// What a width is never taken for less than, 0.1 %: a model that is sure of itself by less cannot be measured.
