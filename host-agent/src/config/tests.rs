@@ -94,6 +94,10 @@ fn a_wrong_file_is_refused_with_place_vm_and_mend() {
             "b.toml:4:8: VM `web`: step 4 KiB is too small; the balloon moves by MiB",
         ),
         (
+            "[defaults]\npace = \"63MiB\"\n",
+            "b.toml:2:8: pace 63 MiB a second is too slow; say 64 MiB or more, or 0MiB for all at once",
+        ),
+        (
             "[[vm]]\nname = \"web\"\nqmp = \"/q\"\n\n[[vm]]\nname = \"web\"\nqmp = \"/r\"\n",
             "b.toml:6:8: VM `web`: name `web` is used already in line 2; each VM needs its own",
         ),
