@@ -381,8 +381,14 @@ fn forecasts_are_shadowed_unless_said_otherwise() {
     let vm = |line: &str| format!("[libvirt]\n[[vm]]\nname = \"a\"\n{line}\n");
     for (line, expected) in [
         ("predictor = \"shado\"", "b.toml:4:13: VM `a`: unknown value `shado`; did you mean `shadow`?"),
-        ("loss-budget = \"2\"", "b.toml:4:15: VM `a`: `2` is not a percentage from 0% to 100%; write for example 20% or 0.25%"),
-        ("loss-budget = 2", "b.toml:4:15: VM `a`: invalid type: integer `2`, expected a percentage in quotes, for example \"20%\""),
+        (
+            "loss-budget = \"2\"",
+            "b.toml:4:15: VM `a`: `2` is not a percentage from 0% to 100%; write for example 20% or 0.25%",
+        ),
+        (
+            "loss-budget = 2",
+            "b.toml:4:15: VM `a`: invalid type: integer `2`, expected a percentage in quotes, for example \"20%\"",
+        ),
     ] {
         assert_eq!(parse(&vm(line)).unwrap_err().to_string(), expected);
     }
