@@ -335,7 +335,8 @@ mod tests {
     #[test]
     fn nothing_overflows() {
         let mut c = Calibration::default();
-        for (half, most, loss) in [(0, 0, u32::MAX), (u32::MAX, 0, 0), (0, u32::MAX, 0), (u32::MAX, u32::MAX, u32::MAX)] {
+        for (half, most, loss) in [(0, 0, u32::MAX), (u32::MAX, 0, 0), (0, u32::MAX, 0), (u32::MAX, u32::MAX, u32::MAX)]
+        {
             for _ in 0..200 {
                 let bound = c.correction().bound(half, most);
                 c.judge(half, most, bound, loss);

@@ -506,8 +506,12 @@ impl fmt::Display for Reason {
             Self::Demand { id, source } => write!(f, "demand {id} ({})", source_name(*source)),
             Self::Spare(size) => write!(f, "{size} free beyond the headroom"),
             Self::Refill => f.write_str("free memory fell below the headroom"),
-            Self::ForeseenSpare { spare, said } => write!(f, "{spare} free beyond the headroom that the model leaves: {said}"),
-            Self::ForeseenNeed(said) => write!(f, "free memory fell below the headroom that the model asks for: {said}"),
+            Self::ForeseenSpare { spare, said } => {
+                write!(f, "{spare} free beyond the headroom that the model leaves: {said}")
+            }
+            Self::ForeseenNeed(said) => {
+                write!(f, "free memory fell below the headroom that the model asks for: {said}")
+            }
             Self::Undo(trouble) => write!(f, "the last taking hurt: {trouble}"),
             Self::Stalled => f.write_str("the guest could not give more"),
             Self::SelfDeflated => f.write_str("the balloon let go by itself"),

@@ -233,11 +233,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_repaired_towards_caution() {
-        let wild = forecast(&[
-            (100, [5, 4, 3, 2], 1),
-            (200, [9_000_000, 0, 0, 0], 7),
-            (300, [1, 2, 30, 4], 2),
-        ]);
+        let wild = forecast(&[(100, [5, 4, 3, 2], 1), (200, [9_000_000, 0, 0, 0], 7), (300, [1, 2, 30, 4], 2)]);
         let sane = wild.sanitised(NOW).unwrap();
         let losses: Vec<_> = sane.points.iter().map(|p| (p.loss_ppm, p.pressure_ppm)).collect();
         assert_eq!(losses, [([WHOLE; 4], 7), ([WHOLE; 4], 7), ([1, 2, 30, 30], 2)]);

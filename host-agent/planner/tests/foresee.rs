@@ -4,8 +4,8 @@
 mod one;
 
 use ballast_planner::{
-    Action, CANDIDATE_NAMES, Forecast, ForecastStatus, Holding, Input, Mode, Point, Ratio, Reason, VmSettings, VmStatus,
-    WINDOW_NAMES,
+    Action, CANDIDATE_NAMES, Forecast, ForecastStatus, Holding, Input, Mode, Point, Ratio, Reason, VmSettings,
+    VmStatus, WINDOW_NAMES,
 };
 use ballast_protocol::{Bytes, Counters, GuestMessage, Micros, Pressure, Source, Telemetry};
 use one::{One, facts, orders, reclaims, vm};
@@ -23,7 +23,7 @@ fn settled(settings: VmSettings) -> One {
     let (mut one, _) = One::found(facts(m(256)), settings);
     one.hello();
     (one.report.free, one.report.file, one.report.giveable) = (m(70), m(10), m(150));
-    one.wait(Micros::secs(2));
+    one.wait(Micros::secs(1));
     one
 }
 
@@ -115,7 +115,12 @@ fn features_are_named_relative_and_finite_whatever_the_guest_says() {
         dirty: Bytes::MAX,
         memory_pressure: Some(Pressure { some: Micros::MAX, full: Micros::MAX }),
         io_pressure: Some(Pressure { some: Micros::MAX, full: Micros::MAX }),
-        counters: Counters { refault_file: Some(u64::MAX), major_fault: Some(u64::MAX), swap_in: Some(u64::MAX), ..one.report.counters },
+        counters: Counters {
+            refault_file: Some(u64::MAX),
+            major_fault: Some(u64::MAX),
+            swap_in: Some(u64::MAX),
+            ..one.report.counters
+        },
         at: one.now,
         ..one.report.clone()
     };
@@ -190,7 +195,11 @@ fn a_forecast_is_followed_only_after_it_was_tried_and_only_down_to_half_the_head
     assert_eq!(one.headroom(), m(32));
     // 192 used, 32 free, and less than the dead band.
     assert!((m(224)..m(230)).contains(&one.aim()), "{}", one.aim());
-    assert!(taken[0].1.to_string().ends_with("with 106 MiB at most 0.00 % of the next 10 s are lost"), "{}", taken[0].1);
+    assert!(
+        taken[0].1.to_string().ends_with("with 106 MiB at most 0.00 % of the next 10 s are lost"),
+        "{}",
+        taken[0].1
+    );
     let shown = one.forecast();
     assert!(shown.used && shown.coverage == Some(Ratio::WHOLE) && shown.missed == 0, "{shown:?}");
     assert_eq!((shown.model.as_deref(), shown.size, shown.points.len()), (Some("m"), Some(m(106)), 4));
