@@ -270,3 +270,113 @@ impl Actuator {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::{BalloonStatistics, VmFacts};
+    use ballast_planner::{Action, Facts, Input, Planner, VmSettings};
+    use std::sync::Mutex;
+
+    /// Notes the sizes it is told, and refuses all beyond `most`.
+    #[derive(Debug)]
+    struct Told {
+        sizes: Mutex<Vec<u64>>,
+        most: Bytes,
+    }
+
+    impl Hypervisor for Told {
+        fn vms(&self) -> Result<Vec<VmFacts>, hypervisor::Error> {
+            Ok(Vec::new())
+        }
+        fn facts(&self, vm: &VmName) -> Result<VmFacts, hypervisor::Error> {
+            Err(hypervisor::Error::UnknownVm(vm.clone()))
+        }
+        fn balloon(&self, _: &VmName) -> Result<Bytes, hypervisor::Error> {
+            Ok(Bytes::mib(100))
+        }
+        fn order(&self, vm: &VmName, keep: Bytes) -> Result<(), hypervisor::Error> {
+            self.sizes.lock().unwrap().push(keep.as_mib());
+            if keep <= self.most { Ok(()) } else { Err(hypervisor::Error::UnknownVm(vm.clone())) }
+        }
+        fn statistics(&self, vm: &VmName) -> Result<BalloonStatistics, hypervisor::Error> {
+            Err(hypervisor::Error::UnknownVm(vm.clone()))
+        }
+    }
+
+    /// A target that only a planner can make: the VM is found like this.
+    fn target(size: Bytes) -> BalloonTarget {
+        let mut planner = Planner::new();
+        let facts =
+            Facts { max: Bytes::mib(512), actual: size, running: true, balloon: true, deflate_on_oom: Some(true) };
+        let input = Input::Vm { vm: VmName::from("a"), facts, settings: VmSettings::default() };
+        planner.handle(Micros::secs(1), input);
+        planner.handle(Micros::secs(1), Input::Balloon { vm: VmName::from("a"), actual: size });
+        std::iter::from_fn(|| planner.poll_action())
+            .find_map(|a| if let Action::Order { target, .. } = a { Some(target) } else { None })
+            .expect("adopted by an order")
+    }
+
+    /// What the hypervisor is told, and which orders fail.
+    async fn told(most: Bytes, commands: Vec<(Command, u64)>) -> (Vec<u64>, Vec<u64>) {
+        let hypervisor = Arc::new(Told { sizes: Mutex::new(Vec::new()), most });
+        let (to, from) = mpsc::unbounded_channel();
+        let (events, mut heard) = mpsc::channel(1_000);
+        let task = tokio::spawn(run(
+            VmName::from("a"),
+            Arc::clone(&hypervisor) as Arc<dyn Hypervisor>,
+            from,
+            events,
+            Clock::start(),
+            Polling::under(LawName::Ballast),
+        ));
+        for (command, pause) in commands {
+            to.send(command).unwrap();
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        to.send(Command::Finish).unwrap();
+        task.await.unwrap();
+        let mut failed = Vec::new();
+        while let Ok(event) = heard.try_recv() {
+            if let Event::Input(Input::Ordered { order, error: Some(_), .. }) = event {
+                failed.push(order);
+            }
+        }
+        let sizes = hypervisor.sizes.lock().unwrap().clone();
+        (sizes, failed)
+    }
+
+    fn give(order: u64, to: u64, first: u64) -> Command {
+        let pace = Pace { first: Bytes::mib(first), rate: Bytes::mib(1_000) };
+        Command::Order { order, target: target(Bytes::mib(to)), pace: Some(pace) }
+    }
+
+    fn at_once(order: u64, to: u64) -> Command {
+        Command::Order { order, target: target(Bytes::mib(to)), pace: None }
+    }
+
+    #[tokio::test]
+    async fn a_giving_comes_in_pieces_up_to_its_target() {
+        let (sizes, failed) = told(Bytes::MAX, vec![(give(1, 150, 116), 2_000)]).await;
+        assert_eq!(sizes, [116, 126, 136, 146, 150]);
+        assert_eq!(failed, [0; 0]);
+    }
+
+    #[tokio::test]
+    async fn the_newest_order_ends_the_pieces_of_the_one_before() {
+        // Taken back before the first giving is whole.
+        let (sizes, _) = told(Bytes::MAX, vec![(give(1, 512, 116), 0), (at_once(2, 90), 300)]).await;
+        assert_eq!(sizes.last(), Some(&90), "{sizes:?}");
+        // A giving on top of one goes on from where that was, not from its own beginning.
+        let (sizes, _) = told(Bytes::MAX, vec![(give(1, 200, 180), 0), (give(2, 220, 116), 2_000)]).await;
+        assert!(sizes.is_sorted(), "{sizes:?}");
+        assert_eq!(sizes.last(), Some(&220), "{sizes:?}");
+    }
+
+    #[tokio::test]
+    async fn an_order_of_which_a_piece_is_refused_is_refused_once() {
+        let (sizes, failed) = told(Bytes::mib(130), vec![(give(7, 512, 116), 500)]).await;
+        assert_eq!(sizes, [116, 126, 136]);
+        assert_eq!(failed, [7]);
+    }
+}

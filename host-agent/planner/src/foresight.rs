@@ -411,3 +411,35 @@ impl Vm {
         self.foresight.interrupt();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformal::SCORES;
+    use crate::features::SIZES;
+    use crate::forecast::Point;
+    use crate::history::MOST_BYTES;
+
+    /// A thousand VMs are to be predicted on any host.
+    #[test]
+    fn what_is_remembered_of_a_vm_for_its_forecasts_is_less_than_four_kib() {
+        let heap = SIZES * size_of::<Point>() + FLYING * size_of::<Flying>() + SCORES * size_of::<i32>();
+        let all = heap + size_of::<Foresight>() + MOST_BYTES;
+        assert!(all < 4 << 10, "{all} bytes");
+    }
+
+    #[test]
+    fn a_miss_that_hurts_again_soon_costs_more_and_none_for_ten_minutes_makes_it_cheap_again() {
+        let mut f = Foresight::default();
+        let mut rests = Vec::new();
+        let mut at = Micros::secs(1_000);
+        for pause in [0, 1, 1, 1, 1, 1, 700] {
+            at = at.max(f.not_before) + Micros::secs(pause);
+            f.wrong(at);
+            // Others of the same moment change nothing.
+            f.wrong(at + Micros(1));
+            rests.push((f.not_before - at).0 / 1_000_000);
+        }
+        assert_eq!(rests, [60, 120, 240, 480, 600, 600, 60]);
+    }
+}

@@ -1,4 +1,4 @@
-//! What a guest did lately: enough to say how it changes and what became of it, and no more than 3 KiB a VM.
+//! What a guest did lately: enough to say how it changes and what became of it, and no more than 2.5 KiB a VM.
 //!
 //! ```text
 //!   reports, 50 ms to 1 s apart --at least 600 ms apart--> 32 samples, 19 s at least     rates, outcomes
@@ -26,6 +26,10 @@ const PEAKS: usize = 16;
 const LOSSES: usize = 6;
 /// How far from the moment it is asked for a sample may be: as old as a report may be that memory is taken on.
 pub const SLOPPY: Micros = crate::guard::FRESH;
+
+/// What a history takes in memory at most, see the test.
+#[cfg(test)]
+pub const MOST_BYTES: usize = 2_500;
 
 /// All of a horizon, in millionths.
 pub const WHOLE: u32 = 1_000_000;
@@ -338,7 +342,7 @@ mod tests {
         let heap = history.samples.capacity() * size_of::<Sample>()
             + history.peaks.capacity() * size_of::<u32>()
             + history.lost.capacity() * size_of::<(Micros, u32)>();
-        assert!(heap + size_of::<History>() < 3 << 10, "{heap} bytes");
+        assert!(heap + size_of::<History>() <= MOST_BYTES, "{heap} bytes");
         let text = serde_json::to_string(&history).unwrap();
         assert!(text.len() < 8 << 10, "{} bytes in a snapshot", text.len());
         assert_eq!(serde_json::from_str::<History>(&text).unwrap(), history);

@@ -3,7 +3,7 @@
 mod one;
 
 use ballast_planner::{Action, Facts, Holding, Input, Notice, Reason, Statistics, Trouble, VmSettings};
-use ballast_protocol::{Bytes, GuestMessage, Micros, Pressure, Reclaimed, Source, Telemetry, Verdict};
+use ballast_protocol::{BalloonFeatures, Bytes, GuestMessage, Micros, Pressure, Reclaimed, Source, Telemetry, Verdict};
 use one::{MAX, One, facts, hello, notices, orders, reclaims, vm};
 
 #[test]
@@ -280,4 +280,28 @@ fn cache_that_is_read_again_within_a_minute_was_not_cold() {
     one.report();
     assert_eq!(reclaims(&one.idle(58)), [], "left alone for a minute");
     assert_ne!(reclaims(&one.idle(8)), [], "and tried again");
+}
+
+#[test]
+fn what_a_guest_reports_to_the_host_by_itself_is_left_to_it_until_others_need_it() {
+    let reporting = |take_reported| {
+        let (mut one, _) = One::found(facts(MAX), VmSettings { take_reported, ..VmSettings::default() });
+        let mut hello = hello(true);
+        hello.capabilities.balloon =
+            hello.capabilities.balloon.map(|b| BalloonFeatures { free_page_reporting: true, ..b });
+        one.says(GuestMessage::Hello(hello));
+        one.report();
+        one
+    };
+    let mut one = reporting(false);
+    assert_eq!(orders(&one.idle(20)), []);
+    assert_eq!(one.holding(), Holding::Reported);
+    let budget = Input::Pool { budget: Some(Bytes::mib(448)), reserve: None };
+    let taken = [orders(&one.hand(budget)), orders(&one.idle(2))].concat();
+    assert!(matches!(taken[0], (target, Reason::Needed(_)) if target <= Bytes::mib(448)), "{taken:?}");
+    // Its page cache it does not report: that is dropped as ever, and then reported.
+    let mut one = reporting(false);
+    one.report.file = Bytes::mib(150);
+    assert_eq!(reclaims(&one.idle(4)).len(), 1, "{:?}", one.holding());
+    assert!(!orders(&reporting(true).idle(20)).is_empty(), "unless it is wanted all the same");
 }

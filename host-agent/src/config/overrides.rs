@@ -18,6 +18,8 @@ use serde::de::value::Error as ValueError;
 /// Weights beyond this make the shares of all others rounding errors; below 1 a VM would get nothing in a crunch, which
 /// is what `class` is for.
 pub(super) const WEIGHTS: std::ops::RangeInclusive<u32> = 1..=10_000;
+/// Slower than this a giving would be taken for one that the guest cannot follow (15 MiB/s), or come after its need.
+const SLOWEST: Bytes = Bytes::mib(64);
 
 /// What one place says of a VM; `None`: nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -145,10 +147,14 @@ fn number(text: &str) -> Result<u32, String> {
 
 /// What no single setting can know.
 pub(super) fn conflict(settings: &VmSettings) -> Option<Conflict> {
-    let VmSettings { min, max, step, fixed_size, weight, .. } = settings;
+    let VmSettings { min, max, step, pace, fixed_size, weight, .. } = settings;
     let conflict = |keys, problem| Some(Conflict { keys, problem });
     if *step < Bytes::mib(1) {
         return conflict(&["step"], format!("step {step} is too small; the balloon moves by MiB"));
+    }
+    if (Bytes(1)..SLOWEST).contains(pace) {
+        let problem = format!("pace {pace} a second is too slow; say {SLOWEST} or more, or 0MiB for all at once");
+        return conflict(&["pace"], problem);
     }
     if !WEIGHTS.contains(weight) {
         let (least, most) = (WEIGHTS.start(), WEIGHTS.end());

@@ -162,6 +162,7 @@ impl Settings {
             "min" => place(&self.min),
             "max" => place(&self.max),
             "step" => place(&self.step),
+            "pace" => place(&self.pace),
             "fixed-size" => place(&self.fixed_size),
             "weight" => self.weight.as_ref().map(|w| w.span().start),
             _ => None,

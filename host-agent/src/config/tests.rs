@@ -94,6 +94,10 @@ fn a_wrong_file_is_refused_with_place_vm_and_mend() {
             "b.toml:4:8: VM `web`: step 4 KiB is too small; the balloon moves by MiB",
         ),
         (
+            "[defaults]\npace = \"63MiB\"\n",
+            "b.toml:2:8: pace 63 MiB a second is too slow; say 64 MiB or more, or 0MiB for all at once",
+        ),
+        (
             "[[vm]]\nname = \"web\"\nqmp = \"/q\"\n\n[[vm]]\nname = \"web\"\nqmp = \"/r\"\n",
             "b.toml:6:8: VM `web`: name `web` is used already in line 2; each VM needs its own",
         ),
@@ -377,8 +381,14 @@ fn forecasts_are_shadowed_unless_said_otherwise() {
     let vm = |line: &str| format!("[libvirt]\n[[vm]]\nname = \"a\"\n{line}\n");
     for (line, expected) in [
         ("predictor = \"shado\"", "b.toml:4:13: VM `a`: unknown value `shado`; did you mean `shadow`?"),
-        ("loss-budget = \"2\"", "b.toml:4:15: VM `a`: `2` is not a percentage from 0% to 100%; write for example 20% or 0.25%"),
-        ("loss-budget = 2", "b.toml:4:15: VM `a`: invalid type: integer `2`, expected a percentage in quotes, for example \"20%\""),
+        (
+            "loss-budget = \"2\"",
+            "b.toml:4:15: VM `a`: `2` is not a percentage from 0% to 100%; write for example 20% or 0.25%",
+        ),
+        (
+            "loss-budget = 2",
+            "b.toml:4:15: VM `a`: invalid type: integer `2`, expected a percentage in quotes, for example \"20%\"",
+        ),
     ] {
         assert_eq!(parse(&vm(line)).unwrap_err().to_string(), expected);
     }

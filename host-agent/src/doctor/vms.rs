@@ -134,7 +134,11 @@ fn vm_checks(config: &Config, facts: &VmFacts, statistics: Statistics) -> Vec<Ch
         all.push(Check::fail(
             title(vm, "minimum"),
             format!("it is guaranteed {least} and has {} at most", facts.max),
-            "lower `min` (or libvirt's <min_guarantee>), or give the VM more memory",
+            // Only where there is one: libvirt refuses it for QEMU.
+            match facts.min_guarantee {
+                Some(_) => "lower `min` or libvirt's <min_guarantee>, whichever is more, or give the VM more memory",
+                None => "lower `min`, or give the VM more memory",
+            },
         ));
     }
     all.push(agent(config, vm, facts.cid));

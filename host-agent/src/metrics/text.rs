@@ -67,9 +67,11 @@ const GAUGES: [(&str, &str, OfVm); 27] = [
     ("ballast_vm_service_short", "Whether the VM's service fell short and has not recovered.", |v| {
         flag(v.status.service?.short)
     }),
-    ("ballast_vm_forecast_coverage_ratio", "The part of the last 64 outcomes within the corrected 95 % quantile.", |v| {
-        Some(f64::from(v.status.forecast.as_ref()?.coverage?.millionths()) / 1e6)
-    }),
+    (
+        "ballast_vm_forecast_coverage_ratio",
+        "The part of the last 64 outcomes within the corrected 95 % quantile.",
+        |v| Some(f64::from(v.status.forecast.as_ref()?.coverage?.millionths()) / 1e6),
+    ),
     ("ballast_vm_forecast_used", "Whether the headroom is a model's now.", |v| flag(v.status.forecast.as_ref()?.used)),
     ("ballast_vm_forecast_age_seconds", "How old the features of the last forecast are.", |v| {
         Some(v.status.forecast.as_ref()?.age?.secs_f64())

@@ -8,8 +8,8 @@ use crate::control::{
 };
 use crate::prober::ProbeStatus;
 use ballast_planner::{
-    Class, CurvePoint, Facts, ForecastStatus, Hold, HostMemory, HostStatus, Input, LawName, Mode, Planner, Ratio, ReservationStatus, ServiceMode,
-    ServiceStatus, Taking, VmName, VmSettings, VmStatus,
+    Class, CurvePoint, Facts, ForecastStatus, Hold, HostMemory, HostStatus, Input, LawName, Mode, Planner, Ratio,
+    ReservationStatus, ServiceMode, ServiceStatus, Taking, VmName, VmSettings, VmStatus,
 };
 use ballast_protocol::{Bytes, Micros};
 use serde::Serialize;
@@ -263,7 +263,10 @@ fn every_name_of_an_enumeration_is_described() {
     let schemas = Schemas::of(DOCUMENT);
     assert_eq!(schemas.get("LawName")["enum"], value(&LAWS));
     assert_eq!(schemas.get("Class")["enum"], value(&[Class::Low, Class::Normal, Class::High]));
-    assert_eq!(schemas.get("ForecastStatus")["properties"]["mode"]["enum"], value(&[Mode::Off, Mode::Shadow, Mode::On]));
+    assert_eq!(
+        schemas.get("ForecastStatus")["properties"]["mode"]["enum"],
+        value(&[Mode::Off, Mode::Shadow, Mode::On])
+    );
     let modes = [ServiceMode::Unlimited, ServiceMode::RateLimited, ServiceMode::Passive];
     assert_eq!(schemas.get("ServiceStatus")["properties"]["mode"]["enum"], value(&modes));
     assert_eq!(schemas.get("HoldRequest")["properties"]["reason"]["maxLength"], json!(crate::control::LONGEST_REASON));
