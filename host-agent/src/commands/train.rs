@@ -73,19 +73,15 @@ pub fn run(args: &Train) -> Result<ExitCode> {
         timing: trained.timing,
         scores: &trained.scores,
     };
-    let summary = serde_json::to_string_pretty(&summary)? + "\n";
     std::fs::create_dir_all(&args.report).with_context(|| args.report.display().to_string())?;
     write(&args.report.join("report.html"), page.as_bytes())?;
-    write(&args.report.join("summary.json"), summary.as_bytes())?;
+    write(&args.report.join("summary.json"), (serde_json::to_string_pretty(&summary)? + "\n").as_bytes())?;
     write(&args.out.with_extension("md"), card.as_bytes())?;
     write(&args.out, &trained.model.to_bytes()?)?;
-    if args.json {
-        print!("{summary}");
-    } else {
-        println!("{}\n\n{}", table(&trained), trained.finding());
-        println!("{} and {} written", args.out.display(), args.report.join("report.html").display());
-    }
-    Ok(ExitCode::SUCCESS)
+    super::print(args.json, &summary, |_| {
+        let (model, page) = (args.out.display(), args.report.join("report.html"));
+        format!("{}\n\n{}\n{model} and {} written\n", table(&trained), trained.finding(), page.display())
+    })
 }
 
 /// A model of other features than this build's could be loaded by nobody.
