@@ -92,7 +92,7 @@ pub struct Features {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outcome {
     /// 0 to 1: the part of the time in which tasks stalled for memory (PSI some), or of the service that a probe found
-    /// lost, the larger. A process killed for want of memory is a total loss.
+    /// lost while tasks stalled too, the larger. A process killed for want of memory is a total loss.
     pub loss: f32,
     /// The law saw trouble: stalls, swapping, refaults, kills.
     pub pressure: bool,
