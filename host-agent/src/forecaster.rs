@@ -97,7 +97,7 @@ impl Forecaster {
 }
 
 fn work(mut model: Box<dyn Predictor>, batches: &Receiver<Batch>, events: &mpsc::Sender<Event>) {
-    let name = model.name().to_owned();
+    let (name, start) = (model.name().to_owned(), model.start());
     while let Ok(Batch { made, vms, features }) = batches.recv() {
         // Nothing of the model is used again after a panic.
         let Ok(said) = catch_unwind(AssertUnwindSafe(|| model.predict(&features))) else {
@@ -106,7 +106,7 @@ fn work(mut model: Box<dyn Predictor>, batches: &Receiver<Batch>, events: &mpsc:
         };
         for (vm, points) in vms.into_iter().zip(said) {
             let Some(points) = points else { continue };
-            let forecast = Forecast { made, model: name.clone(), points };
+            let forecast = Forecast { made, model: name.clone(), start, points };
             if events.blocking_send(Event::Input(Input::Forecast { vm, forecast })).is_err() {
                 return;
             }

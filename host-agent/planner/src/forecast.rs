@@ -4,6 +4,7 @@
 //! in integers, and is either refused for a reason or repaired towards caution: a larger quantile is never below a
 //! smaller one, and more memory never loses more. So a journal holds all that was said, and a replay needs no model.
 
+use crate::conformal::Correction;
 use crate::features::{HORIZON, SIZES};
 use crate::history::WHOLE;
 use ballast_protocol::{Bytes, Micros};
@@ -89,6 +90,9 @@ pub struct Forecast {
     pub made: Micros,
     /// Which model, for people.
     pub model: String,
+    /// Where the calibration of a VM begins of which nothing is known yet, by what the model's training found.
+    #[serde(default)]
+    pub start: Correction,
     /// What it says, by size, ascending.
     pub points: Vec<Point>,
 }
@@ -226,7 +230,8 @@ mod tests {
             loss_ppm: *loss_ppm,
             pressure_ppm: *pressure_ppm,
         };
-        Forecast { made: Micros::secs(10), model: "m".into(), points: points.iter().map(point).collect() }
+        let points = points.iter().map(point).collect();
+        Forecast { made: Micros::secs(10), model: "m".into(), start: Correction::NONE, points }
     }
 
     const NOW: Micros = Micros::secs(11);

@@ -28,11 +28,12 @@ use std::collections::VecDeque;
 use std::fmt;
 
 /// Forecasts are judged this often: their horizons overlap, and more of them would tell the same five times.
-const JUDGED_EVERY: Micros = Micros::secs(2);
+pub const JUDGED_EVERY: Micros = Micros::secs(2);
 /// Those whose outcome is not known yet, at most.
 const FLYING: usize = 8;
-/// Outcomes that must be known before a VM's forecasts are used: with the first horizon, 45 s.
-const TRIAL: u64 = 16;
+/// Outcomes that must be known before a VM's forecasts are used: with the first horizon, 30 s. What the calibration begins with
+/// covers the rest.
+const TRIAL: u64 = 8;
 /// A probability of pressure above this, in millionths, is too much: one horizon in twenty may need an undoing.
 const PRESSURE: u32 = 50_000;
 /// When the 99 % quantile is above so many budgets, the model does not know.
@@ -346,7 +347,7 @@ impl Planner {
         let new = vm.settings.predictor != Mode::Off && forecast.model != vm.foresight.model;
         let start = new.then(|| {
             let same = self.vms.values().map(|vm| &vm.foresight).filter(|f| f.model == forecast.model);
-            pooled(same.map(|f| &f.calibration))
+            pooled(same.map(|f| &f.calibration)).unwrap_or(forecast.start)
         });
         let Some(vm) = self.vms.get_mut(name) else { return };
         if vm.settings.predictor == Mode::Off {

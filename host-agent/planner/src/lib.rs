@@ -40,12 +40,13 @@ pub use event::{
     Action, Facts, Hold, Holding, HostMemory, HostNotice, Input, Notice, Reason, Statistics, Trouble, VmName,
     shortfall_text, source_name,
 };
+pub use conformal::{Calibration, Correction, score};
 pub use features::{
     CANDIDATE, CANDIDATE_NAMES, FEATURES_VERSION, Features, HORIZON, Outcome, QUANTILES, SIZES, WINDOW, WINDOW_NAMES,
 };
 pub use fleet::{Agent, Counts, Leftover, Order, Stamped, Vm, Want};
 pub use forecast::{Flaw, Forecast, Mode, Point, Said};
-pub use foresight::{CurvePoint, ForecastStatus, Foreseen};
+pub use foresight::{CurvePoint, ForecastStatus, Foreseen, JUDGED_EVERY};
 pub use guard::BalloonTarget;
 pub use pace::Pace;
 pub use policy::{

@@ -4,7 +4,7 @@
 mod one;
 
 use ballast_planner::{
-    Action, CANDIDATE_NAMES, Forecast, ForecastStatus, Holding, Input, Mode, Point, Ratio, Reason, VmSettings,
+    Correction, Action, CANDIDATE_NAMES, Forecast, ForecastStatus, Holding, Input, Mode, Point, Ratio, Reason, VmSettings,
     VmStatus, WINDOW_NAMES,
 };
 use ballast_protocol::{Bytes, Counters, GuestMessage, Micros, Pressure, Source, Telemetry};
@@ -45,7 +45,7 @@ trait Told {
 
 impl Told for One {
     fn told(&mut self, points: Vec<Point>) -> Vec<Action> {
-        let forecast = Forecast { made: self.now, model: "m".into(), points };
+        let forecast = Forecast { made: self.now, model: "m".into(), start: Correction::NONE, points };
         self.hand(Input::Forecast { vm: vm(), forecast })
     }
 
@@ -258,7 +258,7 @@ fn a_flawed_forecast_is_no_forecast() {
         let mut one = followed();
         one.wait(Micros::secs(1));
         one.report();
-        let mut forecast = Forecast { made: one.now, model: "m".into(), points: cliff(106) };
+        let mut forecast = Forecast { made: one.now, model: "m".into(), start: Correction::NONE, points: cliff(106) };
         spoil(&mut forecast);
         let given = orders(&one.hand(Input::Forecast { vm: vm(), forecast }));
         assert_eq!(given, [(m(256), Reason::Refill)], "{expected}");

@@ -20,6 +20,8 @@ mod network;
 #[cfg(feature = "train")]
 mod baselines;
 #[cfg(feature = "train")]
+mod calibrated;
+#[cfg(feature = "train")]
 mod card;
 #[cfg(feature = "train")]
 mod report;
@@ -35,6 +37,8 @@ pub use network::Network;
 #[cfg(feature = "train")]
 pub use baselines::{Boosting, Constant, LastValue, Linear};
 #[cfg(feature = "train")]
+pub use calibrated::Calibrated;
+#[cfg(feature = "train")]
 pub use card::card;
 #[cfg(feature = "train")]
 pub use report::page;
@@ -44,7 +48,7 @@ pub use scores::{Score, Scored, Scores, Timing};
 pub use train::{Fit, Progress, Settings, TrainError, Trained, train};
 
 pub use ballast_planner::QUANTILES;
-use ballast_planner::{Features, Point};
+use ballast_planner::{Correction, Features, Point};
 
 /// How many quantiles of the loss are predicted.
 pub const LEVELS: usize = QUANTILES.len();
@@ -71,6 +75,11 @@ pub struct Estimate {
 pub trait Predictor: Send {
     /// Its short name, as in the table of scores.
     fn name(&self) -> &str;
+
+    /// Where the calibration of a VM begins of which nothing is known yet.
+    fn start(&self) -> Correction {
+        Correction::NONE
+    }
 
     /// An estimate for each candidate of each query. `None` for a query with a value that is not a number, or with
     /// another number of columns than it was trained on.

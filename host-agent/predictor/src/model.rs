@@ -9,6 +9,7 @@
 
 use crate::network::{Head, Shape, matrix};
 use crate::{Estimate, Network, Predictor, QUANTILES, Query, Schema};
+use ballast_planner::Correction;
 use burn::module::Module;
 use burn::store::ModuleRecord;
 use burn::tensor::{Bytes, Device};
@@ -166,6 +167,8 @@ struct Header {
     window: Scale,
     candidate: Scale,
     origin: Origin,
+    /// Where calibration begins.
+    start: Correction,
     checksum: u64,
 }
 
@@ -179,6 +182,8 @@ struct Ensemble {
 #[derive(Debug)]
 pub struct Model {
     header: Header,
+    /// Kind and checksum: calibration of one model says nothing about another.
+    name: String,
     members: Vec<Network>,
     /// The members' slopes as they act.
     slopes: Vec<Vec<f32>>,
@@ -230,6 +235,7 @@ impl Model {
         shape: Shape,
         (window, candidate): (Scale, Scale),
         origin: Origin,
+        start: Correction,
         members: Vec<Network>,
     ) -> Self {
         let header = Header {
@@ -241,6 +247,7 @@ impl Model {
             window,
             candidate,
             origin,
+            start,
             checksum: 0,
         };
         Self::of(header, members)
@@ -248,7 +255,8 @@ impl Model {
 
     fn of(header: Header, members: Vec<Network>) -> Self {
         let slopes = members.iter().map(Network::slopes).collect();
-        Self { header, members, slopes, device: Device::flex() }
+        let name = format!("{}-{:04x}", header.name, header.checksum >> 48);
+        Self { header, name, members, slopes, device: Device::flex() }
     }
 
     /// The model as a file holds it.
@@ -298,7 +306,11 @@ impl Model {
 
 impl Predictor for Model {
     fn name(&self) -> &str {
-        &self.header.name
+        &self.name
+    }
+
+    fn start(&self) -> Correction {
+        self.header.start
     }
 
     fn estimate(&mut self, queries: &[Query<'_>]) -> Vec<Option<Vec<Estimate>>> {

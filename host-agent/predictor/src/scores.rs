@@ -3,7 +3,8 @@
 //! Workloads count alike, however many rows they have: the question is what a predictor does with a workload that it
 //! has not seen, and a workload with many rows is still one.
 
-use crate::{Estimate, LEVELS, Predictor, QUANTILES, Query, Row};
+use crate::{Calibrated, Estimate, LEVELS, Predictor, QUANTILES, Query, Row, calibrated};
+use ballast_planner::Correction;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,8 @@ pub struct Scored {
     pub workloads: BTreeMap<String, Score>,
     /// The mean over workloads.
     pub mean: Score,
+    /// Its 95 % quantile after calibration, by workload.
+    pub calibrated: BTreeMap<String, Calibrated>,
 }
 
 /// All predictors' scores on workloads that they had not seen.
@@ -123,18 +126,21 @@ impl Score {
 }
 
 impl Scores {
-    /// Scores what each predictor said of every row; the network comes first.
-    pub(crate) fn of(rows: &[Row], said: &[(String, Vec<Estimate>)], seed: u64) -> Self {
-        let predictors: Vec<Scored> = said.iter().map(|(name, said)| scored(name, rows, said)).collect();
+    /// Scores what each predictor said of every row; the network comes first. Also where its calibration begins.
+    pub(crate) fn of(rows: &[Row], said: &[(String, Vec<Estimate>)], seed: u64) -> (Self, Correction) {
+        let (predictors, starts): (Vec<Scored>, Vec<Correction>) =
+            said.iter().map(|(name, said)| scored(name, rows, said)).unzip();
+        let start = starts.first().copied().unwrap_or_default();
         let mean = |p: &Scored| p.mean.mean_pinball;
         let best = (1..predictors.len()).min_by(|a, b| mean(&predictors[*a]).total_cmp(&mean(&predictors[*b])));
-        let Some(best) = best else { return Self { predictors, ..Self::default() } };
-        Self {
+        let Some(best) = best else { return (Self { predictors, ..Self::default() }, start) };
+        let scores = Self {
             best_baseline: predictors[best].predictor.clone(),
             gain: gain(mean(&predictors[0]), mean(&predictors[best])),
             gain_interval: interval(rows, &said[0].1, &said[best].1, seed),
             predictors,
-        }
+        };
+        (scores, start)
     }
 
     /// The scores of the predictor of this name.
@@ -144,14 +150,15 @@ impl Scores {
     }
 }
 
-fn scored(name: &str, rows: &[Row], said: &[Estimate]) -> Scored {
+fn scored(name: &str, rows: &[Row], said: &[Estimate]) -> (Scored, Correction) {
     let mut by_workload = BTreeMap::<&str, Vec<(&Row, &Estimate)>>::new();
     for pair in rows.iter().zip(said) {
         by_workload.entry(&pair.0.workload).or_default().push(pair);
     }
     let workloads: BTreeMap<String, Score> =
         by_workload.into_iter().map(|(name, pairs)| (name.to_owned(), Score::of(pairs.into_iter()))).collect();
-    Scored { predictor: name.to_owned(), mean: Score::mean(workloads.values()), workloads }
+    let (calibrated, start) = calibrated::by_workload(rows, said);
+    (Scored { predictor: name.to_owned(), mean: Score::mean(workloads.values()), workloads, calibrated }, start)
 }
 
 fn gain(ours: f64, theirs: f64) -> f64 {
@@ -262,7 +269,7 @@ mod tests {
             .iter()
             .map(|r| Estimate { loss: [r.loss; LEVELS], pressure: f32::from(u8::from(r.pressure)) })
             .collect();
-        let scores = Scores::of(&rows, &[("ours".into(), right), ("nothing".into(), nothing)], 1);
+        let (scores, _) = Scores::of(&rows, &[("ours".into(), right), ("nothing".into(), nothing)], 1);
         let nothing = scores.named("nothing").unwrap();
         assert_eq!(nothing.workloads["large"].mean_pinball, 0.0);
         assert!((nothing.workloads["small"].pinball[1] - 0.9).abs() < 1e-6);

@@ -12,6 +12,7 @@ use crate::model::Scale;
 use crate::network::{Shape, matrix};
 use crate::scores::{Timing, estimates};
 use crate::{Dataset, Estimate, LEVELS, Model, ModelError, Network, Origin, QUANTILES, Row, Scores, baselines};
+use ballast_planner::Correction;
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::activation::softplus;
@@ -192,7 +193,7 @@ pub fn train(data: &Dataset, settings: &Settings, progress: &mut dyn FnMut(&Prog
                 state.fit(&train_table, Some((&valid_table, next.as_slice())), shape, (seed, ids), settings.epochs)
             })
             .collect();
-        let mut network = Model::new(schema.clone(), shape, scales, Origin::default(), members);
+        let mut network = Model::new(schema.clone(), shape, scales, Origin::default(), Correction::NONE, members);
         keep(&mut said, "network", &data.rows, &test, estimates(&mut network, &test));
         for mut baseline in baselines::fit_all(&schema, &train, &valid, settings.seed)? {
             let answer = estimates(baseline.as_mut(), &test);
@@ -222,9 +223,9 @@ pub fn train(data: &Dataset, settings: &Settings, progress: &mut dyn FnMut(&Prog
         seed: settings.seed,
         epochs: epochs as u64,
     };
-    let mut model = Model::new(schema, shape, scales, origin, members);
+    let (scores, start) = Scores::of(&data.rows, &said, settings.seed);
+    let mut model = Model::new(schema, shape, scales, origin, start, members);
     let timing = Timing::of(&mut model, &data.rows);
-    let scores = Scores::of(&data.rows, &said, settings.seed);
     Ok(Trained { model, scores, said, fits, timing, took_s: begin.elapsed().as_secs_f64() })
 }
 

@@ -2,7 +2,7 @@
 //! late or not at all.
 
 use super::guest::Dice;
-use ballast_planner::{Features, Forecast, Point, SIZES};
+use ballast_planner::{Correction, Features, Forecast, Point, SIZES};
 use ballast_protocol::{Bytes, Micros};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +144,6 @@ impl Oracle {
                 all(0)
             }
         };
-        vec![Forecast { made, model, points }]
+        vec![Forecast { made, model, start: Correction::NONE, points }]
     }
 }
