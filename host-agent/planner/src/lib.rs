@@ -36,11 +36,11 @@ mod status;
 mod trust;
 
 pub use config::{Class, VmSettings};
+pub use conformal::{Calibration, Correction, score};
 pub use event::{
     Action, Facts, Hold, Holding, HostMemory, HostNotice, Input, Notice, Reason, Statistics, Trouble, VmName,
     shortfall_text, source_name,
 };
-pub use conformal::{Calibration, Correction, score};
 pub use features::{
     CANDIDATE, CANDIDATE_NAMES, FEATURES_VERSION, Features, HORIZON, Outcome, QUANTILES, SIZES, WINDOW, WINDOW_NAMES,
 };

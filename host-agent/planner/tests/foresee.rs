@@ -4,8 +4,8 @@
 mod one;
 
 use ballast_planner::{
-    Correction, Action, CANDIDATE_NAMES, Forecast, ForecastStatus, Holding, Input, Mode, Point, Ratio, Reason, VmSettings,
-    VmStatus, WINDOW_NAMES,
+    Action, CANDIDATE_NAMES, Correction, Forecast, ForecastStatus, Holding, Input, Mode, Point, Ratio, Reason,
+    VmSettings, VmStatus, WINDOW_NAMES,
 };
 use ballast_protocol::{Bytes, Counters, GuestMessage, Micros, Pressure, Source, Telemetry};
 use one::{One, facts, orders, reclaims, vm};
@@ -187,7 +187,7 @@ fn an_outcome_is_what_came_of_it() {
 #[test]
 fn a_forecast_is_followed_only_after_it_was_tried_and_only_down_to_half_the_headroom() {
     let mut one = settled(settings(Mode::On));
-    let early = one.live(45, &cliff(106));
+    let early = one.live(28, &cliff(106));
     assert_eq!(orders(&early), [], "{:?}", one.forecast());
     assert!(one.forecast().standing.contains("tried"), "{:?}", one.forecast());
     let taken = orders(&one.live(40, &cliff(106)));

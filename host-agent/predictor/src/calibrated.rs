@@ -130,8 +130,7 @@ mod tests {
     #[test]
     fn a_workload_begins_where_the_others_are_and_a_model_that_is_always_wrong_is_corrected() {
         let works = ["a", "b", "c"];
-        let rows: Vec<Row> =
-            works.iter().flat_map(|w| (0..200).map(|i| row(w, 2.0 * f64::from(i), 0.1))).collect();
+        let rows: Vec<Row> = works.iter().flat_map(|w| (0..200).map(|i| row(w, 2.0 * f64::from(i), 0.1))).collect();
         let said = vec![Estimate::default(); rows.len()];
         let (calibrated, start) = by_workload(&rows, &said);
         assert_eq!(start.bound(0, 0), 100_000);

@@ -16,7 +16,7 @@ mod table;
 pub use figures::{Figure, Place, Standing, figures, standings};
 pub use table::{csv, oracle_in_words, table};
 
-use super::results::{self, ArmRun, BALLAST, Block, Cell, Interval, Oracle, Run, STATIC, Summary, Totals};
+use super::results::{self, ArmRun, BALLAST, Block, Cell, Interval, Oracle, PREDICTIVE, Run, STATIC, Summary, Totals};
 use super::stats::{self, Difference};
 use anyhow::{Context, Result};
 use pairs::Measure;
@@ -243,7 +243,7 @@ pub fn in_words(ratio: f64, interval: Option<Interval>, noise: f64, good: Good) 
 /// Is this arm neither the reference nor ours?
 #[must_use]
 pub fn is_rival(arm: &str) -> bool {
-    arm != STATIC && arm != BALLAST
+    ![STATIC, BALLAST, PREDICTIVE].contains(&arm)
 }
 
 /// `1 kill`, `2 kills`.

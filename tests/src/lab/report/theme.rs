@@ -41,9 +41,10 @@ const ROLES: [(Ink, &str); 6] = [
 
 /// Arm, colour in light, colour in dark. From the palettes of Okabe and Ito and of Paul Tol, which differ for
 /// colour-blind readers too, shifted until each has a contrast of 3 with its background.
-const ARMS: [(&str, &str, &str); 11] = [
+const ARMS: [(&str, &str, &str); 12] = [
     ("static", "#64707d", "#a3adba"),
     ("ballast", "#d1410c", "#ff8150"),
+    ("predictive", "#3b6e00", "#8fd14f"),
     ("fixed", "#0072b2", "#5aaeea"),
     ("deflate-on-oom", "#946600", "#dcae45"),
     ("free-page-reporting", "#00856a", "#38c9a2"),
