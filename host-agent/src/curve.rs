@@ -7,11 +7,11 @@ use ballast_planner::{CurvePoint, VmStatus};
 use ballast_protocol::Bytes;
 use plotters::prelude::*;
 use ratatui::buffer::Buffer;
-use ratatui::layout::Rect;
+use ratatui::layout::{Constraint, Rect};
 use ratatui::style::Style;
 use ratatui::symbols::Marker;
 use ratatui::text::Line;
-use ratatui::widgets::{Axis, Chart, Dataset, GraphType, Widget};
+use ratatui::widgets::{Axis, Chart, Dataset, GraphType, LegendPosition, Widget};
 use std::fmt::Write;
 
 /// What is drawn.
@@ -136,7 +136,10 @@ impl<'a> Curve<'a> {
             .labels([0.0, scale / 2.0, scale].map(|v| label(format!("{v:.1}"))).to_vec());
         let area = Rect::new(0, 0, PLOT.0, PLOT.1);
         let mut buffer = Buffer::empty(area);
-        Chart::new(sets).style(Style::default()).x_axis(x).y_axis(y).render(area, &mut buffer);
+        // The legend would be hidden where it takes more than a quarter of the height.
+        let room = (Constraint::Percentage(50), Constraint::Percentage(60));
+        let chart = Chart::new(sets).style(Style::default()).x_axis(x).y_axis(y);
+        chart.legend_position(Some(LegendPosition::TopRight)).hidden_legend_constraints(room).render(area, &mut buffer);
         let mut out = format!("{}: what {} expects of the next 10 s at each size\n", self.vm, self.model);
         for row in 0..PLOT.1 {
             let cells: String = (0..PLOT.0).map(|column| buffer[(column, row)].symbol().to_owned()).collect();
