@@ -290,7 +290,8 @@ impl Daemon {
         tokio::pin!(stop);
         let mut next_discovery = tokio::time::Instant::now() + discover::EVERY;
         let mut next_look = tokio::time::Instant::now();
-        let mut next_forecast = tokio::time::Instant::now() + forecaster::EVERY;
+        let mut next_forecast = tokio::time::Instant::now() + forecaster::TURN;
+        let mut turn = 0;
         loop {
             self.notifier.alive();
             let alive = self.notifier.due();
@@ -320,8 +321,9 @@ impl Daemon {
                     }
                 }
                 () = sleep_until(next_forecast), if self.forecaster.is_some() => {
-                    next_forecast = tokio::time::Instant::now() + forecaster::EVERY;
-                    self.ask_for_forecasts();
+                    next_forecast = tokio::time::Instant::now() + forecaster::TURN;
+                    turn = (turn + 1) % forecaster::TURNS;
+                    self.ask_for_forecasts(turn);
                 }
                 () = sleep_until(next_look), if self.web.is_some() => {
                     next_look = tokio::time::Instant::now() + metrics::EVERY;
@@ -412,10 +414,12 @@ impl Daemon {
         }
     }
 
-    fn ask_for_forecasts(&mut self) {
+    /// Of the VMs whose turn it is.
+    fn ask_for_forecasts(&mut self, turn: usize) {
         let Some(forecaster) = &self.forecaster else { return };
         let now = self.clock.now();
-        let wanted = self.planner.vms().filter(|(_, vm)| vm.settings.predictor != Mode::Off);
+        let turns = self.planner.vms().skip(turn).step_by(forecaster::TURNS);
+        let wanted = turns.filter(|(_, vm)| vm.settings.predictor != Mode::Off);
         let all = wanted.filter_map(|(name, _)| Some((name.clone(), self.planner.features(now, name)?))).collect();
         if !forecaster.ask(now, all) {
             self.forecaster = None;

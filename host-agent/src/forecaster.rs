@@ -1,10 +1,11 @@
-//! Runs the model beside the daemon: features go in once a second, forecasts come back as inputs of the planner.
+//! Runs the model beside the daemon: features of each VM go in every two seconds, forecasts come back as inputs of the planner.
 //!
 //! ```text
-//!   daemon's task -- features of all VMs --> thread: Model::predict -- Event::Input(Forecast) --> daemon's task
+//!   daemon's task -- features of a few VMs --> thread: Model::predict -- Event::Input(Forecast) --> daemon's task
 //! ```
 //! A thread of its own, because the daemon's task must never wait for a model (promise P6). While it works, the next
-//! second's features are dropped: a slow model means older forecasts, and the planner knows how old they are. A model
+//! VMs' features are dropped: a slow model means older forecasts, and the planner knows how old they are. VMs take turns,
+//! a few at a time, because the forecasts of a thousand at once would be inputs that a demand has to wait for. A model
 //! that panics is not asked again; the reactive law goes on.
 
 use crate::daemon::Event;
@@ -17,8 +18,11 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// How often features are taken: a tenth of the horizon, a fifth of the age at which a forecast is stale.
-pub const EVERY: Duration = Duration::from_secs(1);
+/// In so many turns all VMs have been asked about once.
+pub const TURNS: usize = 20;
+/// Time between two turns: a forecast of each VM every two seconds, as often as forecasts are judged. Before it is stale there
+/// is room for one that is dropped.
+pub const TURN: Duration = Duration::from_millis(ballast_planner::JUDGED_EVERY.0 / 1_000 / TURNS as u64);
 
 /// The model cannot be had.
 #[derive(Debug, thiserror::Error)]
