@@ -13,8 +13,10 @@ export MIRROR ?=
 export DEBIAN_MIRROR ?=
 COUNT ?= 300
 SEED ?= 1
+# What the predictor is trained on; tests/recorded/collect is what the shipped weights are made of.
+DATA ?= $(CARGO_TARGET_DIR)/collect
 
-.PHONY: help setup build image bundle image-debian snippets workload image-host deb test-deb demo test bench spikes fleet lab lab-smoke collect lint clean
+.PHONY: help setup build image bundle image-debian snippets workload image-host deb test-deb demo test bench spikes fleet lab lab-smoke collect train lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -94,6 +96,12 @@ collect: image workload ## data for the predictor, 20 minutes: target/collect/{r
 	@echo "==> building the host agent and the lab"
 	@cargo build --quiet --release -p ballast-host -p ballast-tests
 	@"$$CARGO_TARGET_DIR/release/ballast-lab" collect
+
+train: setup ## the predictor's weights from DATA=target/collect; scores in target/predictor/{report.html,summary.json}
+	@echo "==> building the host agent"
+	@cargo build --quiet --release -p ballast-host
+	@"$$CARGO_TARGET_DIR/release/ballast-host" train --data "$(DATA)" --out host-agent/predictor/weights/ballast.model \
+		--report "$$CARGO_TARGET_DIR/predictor"
 
 lint: setup ## formatting and clippy
 	@echo "==> checking formatting and lints"
