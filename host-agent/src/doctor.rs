@@ -8,6 +8,8 @@ mod host;
 mod vms;
 
 use crate::config::{Config, ConfigError};
+use crate::forecaster;
+use ballast_predictor::Predictor as _;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -67,9 +69,29 @@ pub fn examine(config: &Path) -> Vec<Check> {
     let mut checks = vec![configuration(&config)];
     checks.extend(host.checks(config.as_ref().ok()));
     if let Ok(config) = &config {
+        checks.push(model(config.daemon.model.as_deref()));
         checks.extend(vms::checks(config));
     }
     checks
+}
+
+/// Whether forecasts can be made.
+fn model(file: Option<&Path>) -> Check {
+    const NAME: &str = "predictor";
+    match forecaster::model(file) {
+        Ok(model) => {
+            let origin = model.origin();
+            Check::ok(
+                NAME,
+                format!("{}: {} rows of {} workloads", model.name(), origin.rows, origin.workloads.len()),
+            )
+        }
+        Err(error) => Check::warn(
+            NAME,
+            format!("{}; no forecasts are made", crate::chain(&error)),
+            "leave out `model` in [daemon] for the one that ships, or train one with `ballast-host train`",
+        ),
+    }
 }
 
 fn configuration(config: &Result<Config, ConfigError>) -> Check {
@@ -127,6 +149,18 @@ mod tests {
             serde_json::to_string(&checks).unwrap(),
             r#"[{"name":"a","state":"ok","what":"fine"},{"name":"b","state":"fail","what":"bad","mend":"do that"}]"#
         );
+    }
+
+    #[test]
+    fn a_model_that_cannot_be_used_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "weights").unwrap();
+        let check = model(Some(file.path()));
+        let name = file.path().display().to_string();
+        assert!(check.what.contains(&name) && check.what.contains("not a model"), "{check:?}");
+        assert!(!check.is_failure(), "the reactive law goes on without");
+        let shipped = model(None);
+        assert!(shipped.state == State::Ok && shipped.what.contains("workloads"), "{shipped:?}");
     }
 
     #[test]

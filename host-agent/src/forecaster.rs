@@ -65,12 +65,7 @@ impl Forecaster {
     /// # Errors
     /// There is none, it is damaged, or it means other features.
     pub fn start(file: Option<&Path>, events: mpsc::Sender<Event>) -> Result<Self, Error> {
-        let model = match file {
-            Some(path) => Model::load(path),
-            None => Model::embedded(),
-        };
-        let model = model.map_err(|source| Error::Model { from: file.map(Path::to_owned), source })?;
-        Ok(Self::with(Box::new(model), events)?)
+        Ok(Self::with(Box::new(model(file)?), events)?)
     }
 
     /// With any predictor.
@@ -98,6 +93,18 @@ impl Forecaster {
         let (vms, features) = all.into_iter().unzip();
         !matches!(self.to.try_send(Batch { made, vms, features }), Err(TrySendError::Disconnected(_)))
     }
+}
+
+/// The model of a file, or the one that ships.
+///
+/// # Errors
+/// There is none, it is damaged, or it means other features.
+pub fn model(file: Option<&Path>) -> Result<Model, Error> {
+    let model = match file {
+        Some(path) => Model::load(path),
+        None => Model::embedded(),
+    };
+    model.map_err(|source| Error::Model { from: file.map(Path::to_owned), source })
 }
 
 fn work(mut model: Box<dyn Predictor>, batches: &Receiver<Batch>, events: &mpsc::Sender<Event>) {

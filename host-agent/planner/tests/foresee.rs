@@ -306,14 +306,22 @@ fn what_the_model_does_not_know_is_left_to_the_law() {
     wide.iter_mut().for_each(|p| p.loss_ppm[3] = 200_000);
     let mut hopeless = cliff(106);
     hopeless.iter_mut().for_each(|p| p.loss_ppm = [20_000; 4]);
-    let mut pressed = cliff(106);
-    pressed.iter_mut().for_each(|p| p.pressure_ppm = 60_000);
-    for (expected, points) in [("not sure", wide), ("no size", hopeless), ("no size", pressed)] {
+    for (expected, points) in [("not sure", wide), ("no size", hopeless)] {
         let mut one = followed();
         let given = orders(&one.live(1, &points));
         assert_eq!(given, [(m(256), Reason::Refill)], "{expected}");
         assert!(one.forecast().standing.contains(expected), "{:?}", one.forecast());
     }
+    // Pressure that there is at any size is no reason; that which more memory would prevent is one.
+    let mut pressed = cliff(106);
+    pressed.iter_mut().for_each(|p| p.pressure_ppm = 250_000);
+    let mut one = followed();
+    one.live(1, &pressed);
+    assert_eq!(one.forecast().size, Some(m(106)), "{:?}", one.forecast());
+    pressed[3].pressure_ppm = 100_000;
+    one.live(1, &pressed);
+    // Two thirds of the way from 106 to 512 MiB.
+    assert!(one.forecast().size.is_some_and(|s| (m(375)..m(379)).contains(&s)), "{:?}", one.forecast());
     // A budget that allows it makes the same forecast one to follow.
     let mut patient = settled(VmSettings { loss_budget: Ratio::percent(3), ..settings(Mode::On) });
     let mut costly = cliff(106);

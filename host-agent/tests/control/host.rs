@@ -27,7 +27,7 @@ pub fn folder() -> TempDir {
 pub struct Host {
     pub process: Option<Dependant>,
     pub folder: PathBuf,
-    schemas: Schemas,
+    pub schemas: Schemas,
 }
 
 impl Host {
