@@ -81,10 +81,7 @@ fn model(file: Option<&Path>) -> Check {
     match forecaster::model(file) {
         Ok(model) => {
             let origin = model.origin();
-            Check::ok(
-                NAME,
-                format!("{}: {} rows of {} workloads", model.name(), origin.rows, origin.workloads.len()),
-            )
+            Check::ok(NAME, format!("{}: {} rows of {} workloads", model.name(), origin.rows, origin.workloads.len()))
         }
         Err(error) => Check::warn(
             NAME,

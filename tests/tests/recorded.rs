@@ -2,50 +2,28 @@
 // The helpers of a test fail as the test does.
 #![allow(clippy::unwrap_used)]
 
-use ballast_planner::QUANTILES;
-use ballast_predictor::{Constant, Dataset, Linear, Predictor, Query, Row};
+use ballast_predictor::{Dataset, Settings, train};
 use std::path::Path;
 
 fn recorded() -> Dataset {
     Dataset::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("recorded/collect")).unwrap()
 }
 
-/// Mean pinball loss over all quantiles.
-fn pinball(predictor: &mut dyn Predictor, rows: &[&Row]) -> f64 {
-    let queries: Vec<_> = rows.iter().map(|r| Query { window: &r.window, candidates: &r.candidate }).collect();
-    let said = predictor.estimate(&queries);
-    let loss = rows.iter().zip(&said).flat_map(|(row, said)| {
-        let seen = row.loss;
-        let said = said.as_ref().unwrap()[0];
-        QUANTILES.iter().zip(said.loss).map(move |(level, said)| {
-            let error = seen - said;
-            f64::from((level * error).max((level - 1.0) * error))
-        })
-    });
-    loss.sum::<f64>() / (rows.len() * QUANTILES.len()) as f64
-}
-
-/// What quantile regression loses on workloads that it has not seen, to what a constant loses: each half of the workloads
-/// is held out once.
+/// What the network loses on workloads that it has not seen, to what a constant loses.
 fn to_constant(data: &Dataset) -> f64 {
-    let workloads = data.workloads();
-    let (mut linear, mut constant) = (0.0, 0.0);
-    for held_out in 0..2 {
-        let is_held_out = |row: &&Row| workloads.iter().position(|w| *w == row.workload).unwrap() % 2 == held_out;
-        let (test, train): (Vec<&Row>, Vec<&Row>) = data.rows.iter().partition(is_held_out);
-        linear += pinball(&mut Linear::fit(&train, &train), &test);
-        constant += pinball(&mut Constant::fit(&train), &test);
-    }
-    linear / constant
+    let settings = Settings { folds: 6, stoppers: 1, members: 1, epochs: 60, ..Settings::default() };
+    let trained = train(data, &settings, &mut |_| ()).unwrap();
+    let mean = |name| trained.scores.named(name).unwrap().mean.mean_pinball;
+    mean("network") / mean("constant")
 }
 
+/// A figure that sees the future, or outcomes that belong to other windows, would show here.
 #[test]
-#[ignore = "never run: its two thresholds are guesses until it was, see what it prints"]
 fn recorded_rows_foretell_what_comes_and_nothing_that_comes_at_another_time() {
     let data = recorded();
     let (real, shifted) = (to_constant(&data), to_constant(&data.shifted(17)));
-    println!("{} rows, linear to constant: {real:.3}, of another time {shifted:.3}", data.rows.len());
-    assert!(real < 0.85, "{real}");
+    println!("{} rows, network to constant: {real:.3}, of another time {shifted:.3}", data.rows.len());
+    assert!(real < 0.9, "{real}");
     // Losses of one workload resemble each other at any time, so that a little is left.
     assert!(shifted > 0.93 && shifted > real + 0.1, "{shifted}");
 }

@@ -409,7 +409,8 @@ impl<'a> State<'a> {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut network = Network::new(shape, ids, &device, &mut || random.random());
         let mut optimizer = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(settings.decay).init();
-        let whole = valid.map(|(table, _)| table.batch(&(0..table.rows).collect::<Vec<_>>(), &Device::flex(), &mut || true));
+        let whole =
+            valid.map(|(table, _)| table.batch(&(0..table.rows).collect::<Vec<_>>(), &Device::flex(), &mut || true));
         let mut order: Vec<usize> = (0..train.rows).collect();
         let mut fit = Fit { stopped_by: valid.map(|(_, names)| names.to_vec()).unwrap_or_default(), ..Fit::default() };
         let (mut best, mut lowest) = (network.valid(), f64::INFINITY);
