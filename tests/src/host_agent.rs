@@ -124,11 +124,18 @@ impl HostAgent {
     /// # Errors
     /// It fails; with what it said.
     pub fn command(&self, args: &[&str]) -> Result<String> {
-        let mut command = Command::new(Self::program()?);
-        let output = command.args(args).arg("--config").arg(self.folder.file("config.toml")).output()?;
+        Self::tell(&self.config_path(), args).with_context(|| self.log())
+    }
+
+    /// The same from another thread, by the configuration alone.
+    ///
+    /// # Errors
+    /// It fails; with what it said.
+    pub fn tell(config: &Path, args: &[&str]) -> Result<String> {
+        let output = Command::new(Self::program()?).args(args).arg("--config").arg(config).output()?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            bail!("ballast-host {} ended with {}: {said}\n{}", args.join(" "), output.status, self.log());
+            bail!("ballast-host {} ended with {}: {said}", args.join(" "), output.status);
         }
         Ok(String::from_utf8(output.stdout)?)
     }

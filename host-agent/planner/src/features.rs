@@ -17,7 +17,7 @@ use crate::{Planner, guard};
 use ballast_protocol::{Bytes, Micros};
 
 /// Grows when any figure changes its meaning or its place: a model for another version is refused.
-pub const FEATURES_VERSION: u32 = 1;
+pub const FEATURES_VERSION: u32 = 2;
 /// How far ahead is predicted: long enough for a taking to be felt, short enough to be undone.
 pub const HORIZON: Micros = Micros::secs(10);
 /// The quantiles of the loss that are predicted.
@@ -66,7 +66,7 @@ pub const WINDOW_NAMES: [&str; WINDOW] = [
 /// What the figures of a candidate size are. None falls when the size grows.
 pub const CANDIDATE_NAMES: [&str; CANDIDATE] = [
     "size",          // of
-    "above_needed",  // the size less what is used and the headroom, of
+    "above_needed",  // the size less what is used and what survival asks for, of
     "above_floor",   // the size less the guest's floor, of
     "above_kept",    // the size less what it keeps, of
     "log_to_needed", // ln(size / needed)
@@ -80,7 +80,7 @@ pub struct Features {
     pub window: [f32; WINDOW],
     /// What the VM keeps.
     pub kept: Bytes,
-    /// What it uses, with the headroom that the law would leave it.
+    /// What it uses, with what the law of survival asks for.
     pub needed: Bytes,
     /// What it must not be ordered below: its own floor, its minimum, its leases.
     pub floor: Bytes,
@@ -257,7 +257,7 @@ impl Vm {
             percent.min(400) as f32 / 100.0,
         ];
         let floor = self.floor().unwrap_or_default().max(self.guaranteed()).min(max);
-        let needed = self.used()? + self.reactive.headroom(self);
+        let needed = self.used()? + self.reactive.survival().min(max.share(1, 4));
         Some(Features { window, kept, needed, floor, max })
     }
 }

@@ -371,8 +371,10 @@ impl<'a> Live<'a> {
         self.before = self.guests.iter().map(|g| g.machine.guest.counters()).collect::<Result<_>>()?;
         if self.arm.law == Law::Sweep {
             let now = zero.elapsed().as_secs_f64();
+            let host = self.daemon.as_ref().map(|daemon| daemon.agent.config_path()).unwrap_or_default();
             for (place, (guest, spec)) in self.guests.iter_mut().zip(&experiment.guests).enumerate() {
-                guest.sweep = Some(Sweep::new(&spec.name, seed + place as u64, (spec.min, spec.memory), now));
+                let sweep = Sweep::new(&spec.name, seed + place as u64, (spec.min, spec.memory), now);
+                guest.sweep = Some((sweep, host.clone()));
             }
         }
         Ok(())
@@ -384,7 +386,7 @@ impl<'a> Live<'a> {
             if let Some(lost) = guest.lost.take() {
                 self.error.get_or_insert(format!("guest {}: {lost}", guest.machine.name()));
             }
-            run.orders.extend(guest.sweep.take().map(|s| s.orders).unwrap_or_default());
+            run.orders.extend(guest.sweep.take().map(|(s, _)| s.orders).unwrap_or_default());
             let mut totals = match (self.before.get(number), guest.machine.guest.counters()) {
                 (Some(before), Ok(after)) => watch::between(before, &after),
                 (_, Err(e)) => {
@@ -439,12 +441,16 @@ fn config(arm: &Arm, experiment: &Experiment, mut config: toml::Table) -> toml::
         Law::Sweep => "ballast",
         _ => "static",
     };
-    if arm.law == Law::Sweep {
-        config.insert("daemon".into(), toml::Table::from_iter([("dry-run".to_owned(), true.into())]).into());
-    }
     let mut section = toml::Table::from_iter([("name".to_owned(), law.into())]);
     if law == "ballast" {
-        config.insert("defaults".into(), arm.settings.clone().into());
+        let mut settings = arm.settings.clone();
+        if arm.law == Law::Sweep {
+            // No guest is quiet for so long: nothing is taken of its own accord. And no more is given unasked than the law of
+            // survival wants.
+            settings
+                .extend([("cool-down", "1d"), ("headroom", "0MiB")].map(|(key, value)| (key.to_owned(), value.into())));
+        }
+        config.insert("defaults".into(), settings.into());
     } else if !arm.settings.is_empty() {
         section.insert(law.into(), arm.settings.clone().into());
     }

@@ -2,10 +2,11 @@
 //!
 //! A guest under pressure may not answer in time. Then the look from inside is missing, and nothing waits for it.
 
-use super::collect::Sweep;
+use super::collect::{Move, Sweep};
 use super::results::{Look, Totals};
-use crate::Machine;
 use crate::wire::{Counters, Request, Sample};
+use crate::{HostAgent, Machine};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -25,8 +26,8 @@ pub struct Watched {
     pub stalled_before: Option<u64>,
     /// Why it cannot be watched any more.
     pub lost: Option<String>,
-    /// Moves its balloon, where the lab does that itself.
-    pub sweep: Option<Sweep>,
+    /// Where its balloon goes, and the configuration of the host agent that moves it, where chance decides.
+    pub sweep: Option<(Sweep, PathBuf)>,
 }
 
 impl Watched {
@@ -38,12 +39,16 @@ impl Watched {
 
     /// Moves the balloon when its time has come.
     fn sweep(&mut self, zero: Instant) {
-        let Some(sweep) = self.sweep.as_mut().filter(|_| self.lost.is_none()) else { return };
+        let Some((sweep, host)) = self.sweep.as_mut().filter(|_| self.lost.is_none()) else { return };
         // Before the order, never after it: what is known at this moment must not know the order's effect.
         let now = zero.elapsed().as_secs_f64();
-        if let Some(size) = sweep.due(now, &self.series)
-            && let Err(e) = self.machine.qmp.set_balloon(size)
-        {
+        let Some(what) = sweep.due(now, &self.series) else { return };
+        let size = if let Move::Hold(size) = what { format!("{}M", size.as_mib()) } else { String::new() };
+        let words: &[&str] = match what {
+            Move::Hold(_) => &["hold", sweep.guest(), &size, "--reason", "sweep"],
+            Move::Release => &["release", sweep.guest()],
+        };
+        if let Err(e) = HostAgent::tell(host, words) {
             self.lost = Some(format!("{e:#}"));
         }
     }

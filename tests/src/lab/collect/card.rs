@@ -75,8 +75,8 @@ fn head(text: &mut String, run: &Run, manifest: &Manifest, made: &Made) -> std::
     )?;
     writeln!(
         text,
-        "- Nothing else moves the balloon but the guest itself (`deflate-on-oom`): the daemon runs dry, demands are refused. So a loss \
-         is what happens when nobody helps; the fast path makes it smaller in production.\n",
+        "- The host agent moves the balloon there and then only gives: what the guest asks for, what survival wants, what hurt. So a \
+         loss is what remains when the fast path has done what it can.\n",
     )
 }
 

@@ -5,10 +5,11 @@
 //!   horizon      ^ features: all before, nothing after │
 //!                └───────────── HORIZON ───────────────^ outcome
 //! ```
-//! A horizon begins with each order of the sweep, and each second after it as long as it ends before the next order: the
-//! guest as it is when it loses or gets memory, and the guest that has been at its size for a while.
+//! A horizon begins with each order of the sweep, and each second after its release as long as it ends before the next order:
+//! the guest as it is when it loses or gets memory, and the guest that has been left at its size, by then with what it has asked for.
 
 use super::HORIZON_S;
+use super::sweep::{HELD_S, SWEPT};
 use crate::lab::results::ArmRun;
 use anyhow::{Result, bail};
 use ballast_host::journal::{self, FORMAT, Record};
@@ -26,8 +27,8 @@ pub struct Horizon {
     vm: VmName,
     /// Its beginning, by the daemon's clock or a little before.
     from: Micros,
-    /// What it is left.
-    size: Bytes,
+    /// What it is left; `None`: what it keeps at that moment.
+    size: Option<Bytes>,
 }
 
 /// What a journal tells of horizons.
@@ -50,14 +51,20 @@ pub fn horizons(run: &ArmRun) -> Vec<Horizon> {
     let Some(clock) = run.clock_s else { return Vec::new() };
     let end = run.phases.iter().map(|p| p.began_s + p.took_s).fold(0.0, f64::max);
     let mut all = Vec::new();
-    for (place, order) in run.orders.iter().enumerate() {
-        let next = run.orders[place + 1..].iter().find(|o| o.guest == order.guest);
+    let swept: Vec<_> = run.orders.iter().filter(|o| o.reason.starts_with(SWEPT)).collect();
+    for (place, order) in swept.iter().enumerate() {
+        let next = swept[place + 1..].iter().find(|o| o.guest == order.guest);
         let until = next.map_or(end, |o| o.t.min(end));
-        let begins = (0..).map(|n| order.t + f64::from(n) * EVERY_S);
-        all.extend(begins.take_while(|t| t + HORIZON_S <= until).map(|t| Horizon {
+        // The guard may have stopped it above what chance wished for.
+        let looks = run.guests.iter().filter(|g| g.name == order.guest).flat_map(|g| &g.series);
+        let reached = looks.into_iter().find(|l| l.t >= order.t + HELD_S).map_or(order.to_mib, |l| l.kept_mib);
+        // Then from its release on.
+        let later = (0..).map(|n| order.t + HELD_S + EVERY_S * f64::from(n));
+        let begins = std::iter::once((order.t, Some(Bytes::mib(reached as u64)))).chain(later.map(|t| (t, None)));
+        all.extend(begins.take_while(|(t, _)| t + HORIZON_S <= until).map(|(t, size)| Horizon {
             vm: VmName(order.guest.clone()),
             from: Micros(((t - clock).max(0.0) * 1e6) as u64),
-            size: Bytes::mib(order.to_mib as u64),
+            size,
         }));
     }
     all
@@ -136,14 +143,15 @@ impl Asker<'_> {
             self.found.untold += 1;
             return;
         };
+        let size = horizon.size.unwrap_or(features.kept);
         self.found.rows.push(Row {
             run: self.run.to_owned(),
             workload: self.workload.to_owned(),
             guest: horizon.vm.0.clone(),
             at_s: horizon.from.secs_f64(),
             window: features.window.to_vec(),
-            candidate: features.candidate(horizon.size).to_vec(),
-            size_mib: u32::try_from(horizon.size.as_mib()).unwrap_or(u32::MAX),
+            candidate: features.candidate(size).to_vec(),
+            size_mib: u32::try_from(size.as_mib()).unwrap_or(u32::MAX),
             loss: outcome.loss,
             pressure: outcome.pressure,
         });
@@ -284,16 +292,17 @@ mod tests {
     fn no_order_and_no_end_falls_into_a_horizon() {
         let run = run();
         let all = horizons(&run);
-        // 12.5 s, 12.5 s and 15 s leave room for 3, 3 and 6 beginnings; the last ends with the last phase, after 13.5 s.
-        assert_eq!(all.len(), 3 + 3 + 6 + 4, "{all:?}");
+        // 12.5 s, 12.5 s and 15 s leave room for 3, 3 and 5 beginnings; the last ends with the last phase, after 13.5 s.
+        assert_eq!(all.len(), 3 + 3 + 5 + 4, "{all:?}");
         for horizon in &all {
             let (from, to) = (horizon.from.secs_f64() + CLOCK, (horizon.from + HORIZON).secs_f64() + CLOCK);
             assert!(to <= 64.5 + 1e-6, "{horizon:?}");
             // The order it begins with, or one that was before, and none of the others.
             let inside = run.orders.iter().filter(|o| o.t > from + 1e-6 && o.t < to - 1e-6);
             assert_eq!(inside.count(), 0, "{horizon:?}");
-            let size = run.orders.iter().rev().find(|o| o.t <= from + 1e-6).unwrap().to_mib;
-            assert_eq!(horizon.size.mib_f64(), size, "{horizon:?}");
+            let order = run.orders.iter().rev().find(|o| o.t <= from + 1e-6).unwrap();
+            let begins = (from - order.t).abs() < 1e-5;
+            assert_eq!(horizon.size.map(Bytes::mib_f64), begins.then_some(order.to_mib), "{horizon:?}");
         }
         let of_two =
             ArmRun { orders: vec![order(11.0, 300), OrderSeen { guest: "b".into(), ..order(15.0, 200) }], ..run };
@@ -305,7 +314,7 @@ mod tests {
     fn rows_know_the_state_before_the_size_and_what_came_of_it() {
         let found = found(None);
         assert_eq!(found.kernel.as_deref(), Some("6.1.0-test"));
-        assert_eq!((found.rows.len(), found.unknown, found.untold), (16, 0, 0));
+        assert_eq!((found.rows.len(), found.unknown, found.untold), (15, 0, 0));
         for row in &found.rows {
             let hurt = row.size_mib == 120;
             assert_eq!(row.loss > 0.2, hurt, "{row:?}");
@@ -344,7 +353,7 @@ mod tests {
         let found = of(&path, "r-1", "work", &horizons(&run())).unwrap();
         let told = found.rows.len();
         assert!(told > 0 && found.untold > 0 && found.unknown > 0, "{found:?}");
-        assert_eq!(told + found.untold + found.unknown, 16);
+        assert_eq!(told + found.untold + found.unknown, 15);
         std::fs::write(&path, "").unwrap();
         assert!(of(&path, "r-1", "work", &[]).unwrap_err().to_string().contains("start record"));
     }

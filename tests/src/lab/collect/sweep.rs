@@ -1,5 +1,9 @@
 //! Where a guest's balloon is moved next, and when.
 //!
+//! The host agent moves it, by an operator's hold that is released as soon as the size is reached, under the law itself but for
+//! one thing: it takes nothing of its own accord. So a size is a size that the law can come to, and what is asked for within the
+//! horizon is given as ever: a loss is what remains when the fast path has done what it can.
+//!
 //! Each move is an intervention: the guest is as it is, gets a size that chance has chosen, and is left alone for a whole
 //! horizon. What happens then is an effect of the size and not of a law that chose it because of what it expected. Chance
 //! sees one thing only, what the guest needs at that moment, which is a feature too: beside sizes from the whole range it
@@ -19,8 +23,21 @@ const FIRST_S: f64 = 8.0;
 const LONGER_S: std::ops::Range<f64> = 0.2..5.0;
 /// Around what a guest needs, MiB.
 const AROUND: std::ops::Range<i64> = -96..129;
+/// How the reasons of its orders begin.
+pub const SWEPT: &str = "sweep";
+/// So long it is held at a size, seconds: a balloon moves 200 MiB a second at the least.
+pub const HELD_S: f64 = 1.5;
 /// What a guest needed longer ago than this is not what it needs, seconds.
 const KNOWN_S: f64 = 3.0;
+
+/// What is to be done with a guest's balloon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// Hold it at a size.
+    Hold(Bytes),
+    /// Let the law have it.
+    Release,
+}
 
 /// A guest's balloon in the hands of chance.
 #[derive(Debug)]
@@ -30,6 +47,7 @@ pub struct Sweep {
     /// The smallest and the largest size, MiB.
     range: (u64, u64),
     next: f64,
+    release: Option<f64>,
     /// Every order so far, with the moment before it, seconds from the block's zero.
     pub orders: Vec<OrderSeen>,
 }
@@ -43,15 +61,26 @@ impl Sweep {
             random: ChaCha8Rng::seed_from_u64(seed),
             range: (least.as_mib(), most.as_mib()),
             next: now + FIRST_S,
+            release: None,
             orders: Vec::new(),
         }
     }
 
-    /// The size that is to be ordered now, if it is time; `looks`: what has been seen of the guest.
-    pub fn due(&mut self, now: f64, looks: &[Look]) -> Option<Bytes> {
+    /// Whose.
+    #[must_use]
+    pub fn guest(&self) -> &str {
+        &self.guest
+    }
+
+    /// What is to be done now, if it is time; `looks`: what has been seen of the guest.
+    pub fn due(&mut self, now: f64, looks: &[Look]) -> Option<Move> {
+        if self.release.take_if(|at| now >= *at).is_some() {
+            return Some(Move::Release);
+        }
         if now < self.next {
             return None;
         }
+        self.release = Some(now + HELD_S);
         self.next = now + HORIZON_S + self.random.random_range(LONGER_S);
         let mut lately = looks.iter().rev().take_while(|l| l.t + KNOWN_S >= now);
         let needs = lately.find_map(|l| Some(l.kept_mib - l.available_mib?));
@@ -74,7 +103,7 @@ impl Sweep {
             to_mib: size as f64,
             reason: reason.to_owned(),
         });
-        Some(Bytes::mib(size))
+        Some(Move::Hold(Bytes::mib(size)))
     }
 }
 
@@ -91,6 +120,17 @@ mod tests {
             sweep.due(t, &[look]);
         }
         sweep.orders
+    }
+
+    #[test]
+    fn each_hold_is_released_before_the_next() {
+        let mut sweep = Sweep::new("a", 1, (Bytes::mib(128), Bytes::mib(512)), 0.0);
+        let moves: Vec<_> = (0..400).filter_map(|s| Some((s, sweep.due(f64::from(s) * 0.5, &[])?))).collect();
+        assert!(moves.len() > 20);
+        for pair in moves.chunks_exact(2) {
+            let ((held, hold), (released, release)) = (pair[0], pair[1]);
+            assert!(matches!(hold, Move::Hold(_)) && release == Move::Release && released - held == 3, "{pair:?}");
+        }
     }
 
     #[test]
