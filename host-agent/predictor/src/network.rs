@@ -17,7 +17,9 @@
 use crate::{Estimate, LEVELS};
 use burn::module::{Module, Param, ParamId};
 use burn::nn::Linear;
-use burn::tensor::activation::{relu, sigmoid, softplus};
+#[cfg(feature = "train")]
+use burn::tensor::activation::sigmoid;
+use burn::tensor::activation::{relu, softplus};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 

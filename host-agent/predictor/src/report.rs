@@ -191,15 +191,18 @@ fn bins(rows: &[Row], said: &[Estimate]) -> Vec<(f64, f64)> {
     full.map(|(count, stated, seen)| (stated / count as f64, seen / count as f64)).collect()
 }
 
+/// The errors after a pass: on what is learned from, and on what stops.
+type Pass = (f64, Option<f64>);
+
 fn learning(trained: &Trained) -> Drawn {
     let mut lines = Vec::new();
     for fit in &trained.fits {
-        let errors = |of: &dyn Fn(&(f64, Option<f64>)) -> Option<f64>| -> Vec<(f64, f64)> {
+        let errors = |of: fn(&Pass) -> Option<f64>| -> Vec<(f64, f64)> {
             let errors = fit.epochs.iter().enumerate().filter_map(|(i, e)| Some(((i + 1) as f64, of(e)?)));
             errors.filter(|(_, e)| *e > 0.0).map(|(i, e)| (i, e.log10())).collect()
         };
-        lines.push(Line::guide(errors(&|e| Some(e.0))));
-        let held_out = errors(&|e| e.1);
+        lines.push(Line::guide(errors(|e| Some(e.0))));
+        let held_out = errors(|e| e.1);
         if !held_out.is_empty() {
             lines.push(Line::of(0, "", held_out));
         }

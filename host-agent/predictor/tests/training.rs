@@ -1,4 +1,6 @@
 //! Training on data whose truth is known.
+// The helpers of a test fail as the test does.
+#![allow(clippy::unwrap_used)]
 
 use ballast_predictor::{
     Dataset, Estimate, Manifest, Model, ModelError, Predictor, Query, Row, RunInfo, Schema, Settings, TrainError,

@@ -203,10 +203,9 @@ fn phases(
                     told.step();
                 }
             }
-            for _ in ticked..ticks(begun.elapsed().min(experiment.lasting.unwrap_or_default())) {
-                told.step();
-                ticked += 1;
-            }
+            let now = ticks(begun.elapsed().min(experiment.lasting.unwrap_or_default()));
+            (ticked..now).for_each(|_| told.step());
+            ticked = now.max(ticked);
         }
         stop.store(true, Ordering::Relaxed);
     });
