@@ -140,7 +140,7 @@ impl Vm {
                     open.met = self.guest.target + NEAR >= open.wish;
                     if open.met {
                         tally.order_us.push((rose - open.written).0);
-                        tally.whole_us.push((rose - open.written).0);
+                        tally.whole_us.push((now - open.written).0);
                     }
                 }
                 open.met |= open.told + NEAR >= open.wish;
