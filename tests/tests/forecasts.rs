@@ -30,8 +30,8 @@ fn forecasts_are_judged_by_a_real_guest_and_drawn_and_a_burst_survives_what_they
         Some(vm(&host, "seer")?["forecast"].clone()).filter(|f| f["judged"].as_u64() >= Some(8))
     });
     assert_eq!((&tried["mode"], tried["points"].as_array().map(Vec::len)), (&"on".into(), Some(POINTS)), "{tried}");
-    // Nothing is lost by an idle guest: not one may have been exceeded.
-    assert_eq!((&tried["missed"], &tried["refused"]), (&0.into(), &0.into()), "{tried}");
+    // Nothing is lost by an idle guest: not one may have been exceeded. One that comes while the guest's reports are late is refused.
+    assert_eq!(tried["missed"], 0, "{tried}");
     let headroom = known(&host, "seer")["headroom"].as_u64().unwrap();
     assert!((Bytes::mib(32).0..=Bytes::mib(128).0).contains(&headroom), "{headroom}");
 

@@ -67,12 +67,6 @@ impl Correction {
         Self(*scores.get(rank(scores.len(), AIM) - 1).unwrap_or(last)).max(Self::NONE)
     }
 
-    /// In thousandths of a width.
-    #[must_use]
-    pub const fn thousandths(self) -> i32 {
-        self.0
-    }
-
     /// The corrected 95 % quantile, in millionths.
     #[must_use]
     pub fn bound(self, half: u32, most: u32) -> u32 {

@@ -64,6 +64,10 @@ fn settings(seed: u64) -> Settings {
         epochs: 60,
         patience: 15,
         batch: 32,
+        // What the recorded rows need, which are few and of many columns, would blur these.
+        stoppers: 1,
+        decay: 1e-2,
+        dropout: 0.0,
         ..Settings::default()
     }
 }

@@ -61,8 +61,11 @@ pub struct Tally {
     pub commands: u64,
     /// Looks at which a guest found neither free memory nor cache.
     pub stalls: u64,
-    /// A demand was written to its balloon command was read.
+    /// A demand was written to its first balloon command was read. What is not urgent comes in pieces, at the pace that the guest
+    /// can use.
     pub order_us: Vec<u64>,
+    /// To the command that gave all of it.
+    pub whole_us: Vec<u64>,
     /// A demand was written to its answer was read.
     pub answer_us: Vec<u64>,
     /// How late the fleet's own timer was: a part of the two above that is not the daemon's.

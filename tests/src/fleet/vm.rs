@@ -140,6 +140,7 @@ impl Vm {
                     open.met = self.guest.target + NEAR >= open.wish;
                     if open.met {
                         tally.order_us.push((rose - open.written).0);
+                        tally.whole_us.push((now - open.written).0);
                     }
                 }
                 open.met |= open.told + NEAR >= open.wish;
@@ -178,10 +179,11 @@ impl Vm {
             }
         }
         for open in self.open.values_mut().filter(|open| !open.met && keep > open.told) {
-            open.rose.get_or_insert(now);
+            let rose = *open.rose.get_or_insert(now);
             if keep + NEAR >= open.wish {
                 open.met = true;
-                tally.order_us.push((now - open.written).0);
+                tally.order_us.push((rose - open.written).0);
+                tally.whole_us.push((now - open.written).0);
             }
         }
         self.open.retain(|_, open| !(open.answered && open.met));

@@ -55,6 +55,7 @@ struct Summary {
     /// From the daemon's answer to the first question until the last agent had its session.
     all_connected_ms: f64,
     order_ms: Option<Quantiles>,
+    whole_ms: Option<Quantiles>,
     answer_ms: Option<Quantiles>,
     /// How late the fleet's own timers were.
     fleet_lag_ms: Option<Quantiles>,
@@ -106,6 +107,7 @@ impl FleetCommand {
             profile: if cfg!(debug_assertions) { "dev" } else { "release" },
             all_connected_ms: all_connected.as_secs_f64() * 1e3,
             order_ms: Quantiles::millis(&tally.order_us),
+            whole_ms: Quantiles::millis(&tally.whole_us),
             answer_ms: Quantiles::millis(&tally.answer_us),
             fleet_lag_ms: Quantiles::millis(&tally.lag_us),
             daemon_cpu_percent,
@@ -152,6 +154,7 @@ fn tables(s: &Summary) -> String {
     let mut times = table(&["time, ms", "p50", "p99", "max", "samples"]);
     for (what, figure) in [
         ("demand -> order", &s.order_ms),
+        ("demand -> all of it", &s.whole_ms),
         ("demand -> answer", &s.answer_ms),
         ("of that, the fleet's own delay", &s.fleet_lag_ms),
     ] {
