@@ -163,6 +163,10 @@ impl Planner {
             Input::Mode { dry_run } => return self.set_mode(at, dry_run),
             Input::Hold { vm, hold } => {
                 self.with(&vm, |v| {
+                    if hold.is_some() {
+                        // Who orders a size by hand does not wait until the law dares again. What hurts is undone as ever.
+                        v.blocked_until = v.blocked_until.min(at);
+                    }
                     v.hold = hold;
                     v.reactive.disturb(at);
                 });

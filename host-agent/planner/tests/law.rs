@@ -2,7 +2,7 @@
 
 mod one;
 
-use ballast_planner::{Action, Facts, Holding, Input, Notice, Reason, Statistics, Trouble, VmSettings};
+use ballast_planner::{Action, Facts, Hold, Holding, Input, Notice, Reason, Statistics, Trouble, VmSettings};
 use ballast_protocol::{BalloonFeatures, Bytes, GuestMessage, Micros, Pressure, Reclaimed, Source, Telemetry, Verdict};
 use one::{MAX, One, facts, hello, notices, orders, reclaims, vm};
 
@@ -92,6 +92,32 @@ fn what_hurts_is_undone_and_blocked_for_twice_as_long_each_time() {
             assert!(matches!(one.holding(), Holding::Blocked(_)), "{:?}", one.holding());
         }
     }
+}
+
+#[test]
+fn an_operator_who_orders_a_size_does_not_wait_until_the_law_dares_again() {
+    let mut one = One::quiet();
+    let before = one.aim();
+    while one.aim() >= before {
+        one.idle(1);
+    }
+    let target = one.aim();
+    one.follow(target);
+    one.report.counters.alloc_stall = one.report.counters.alloc_stall.map(|n| n + 1);
+    one.report();
+    one.follow(before);
+    assert_eq!(orders(&one.idle(3)), []);
+    assert!(matches!(one.holding(), Holding::Blocked(_)), "{:?}", one.holding());
+    let hold = Hold { size: target, until: None, by: "uid 0".into(), reason: "it is mine".into() };
+    let held = one.hand(Input::Hold { vm: "a".into(), hold: Some(hold) });
+    assert_eq!(orders(&held), [(target, Reason::Held)]);
+    // It hurts again: that is undone, and the hold waits for longer than the law would have the first time.
+    one.follow(target);
+    one.report.counters.alloc_stall = one.report.counters.alloc_stall.map(|n| n + 1);
+    assert_eq!(orders(&one.report()), [(before, Reason::Undo(Trouble::AllocStalls))]);
+    one.follow(before);
+    assert_eq!(orders(&one.idle(18)), [], "blocked for 20 s");
+    assert_eq!(orders(&one.idle(4)), [(target, Reason::Held)]);
 }
 
 #[test]

@@ -25,8 +25,10 @@ const LONGER_S: std::ops::Range<f64> = 0.2..5.0;
 const AROUND: std::ops::Range<i64> = -96..129;
 /// How the reasons of its orders begin.
 pub const SWEPT: &str = "sweep";
-/// So long it is held at a size, seconds: a balloon moves 200 MiB a second at the least.
+/// So long it is held at a size at the most, seconds: a balloon moves 200 MiB a second at the least.
 pub const HELD_S: f64 = 1.5;
+/// So near to its size it is there, MiB.
+const THERE: f64 = 8.0;
 /// What a guest needed longer ago than this is not what it needs, seconds.
 const KNOWN_S: f64 = 3.0;
 
@@ -47,7 +49,8 @@ pub struct Sweep {
     /// The smallest and the largest size, MiB.
     range: (u64, u64),
     next: f64,
-    release: Option<f64>,
+    /// It is held at this size, MiB, since then.
+    held: Option<(f64, f64)>,
     /// Every order so far, with the moment before it, seconds from the block's zero.
     pub orders: Vec<OrderSeen>,
 }
@@ -61,7 +64,7 @@ impl Sweep {
             random: ChaCha8Rng::seed_from_u64(seed),
             range: (least.as_mib(), most.as_mib()),
             next: now + FIRST_S,
-            release: None,
+            held: None,
             orders: Vec::new(),
         }
     }
@@ -74,13 +77,16 @@ impl Sweep {
 
     /// What is to be done now, if it is time; `looks`: what has been seen of the guest.
     pub fn due(&mut self, now: f64, looks: &[Look]) -> Option<Move> {
-        if self.release.take_if(|at| now >= *at).is_some() {
+        let there = |(size, since): &mut (f64, f64)| {
+            let reached = looks.last().is_some_and(|l| l.t > *since && (l.kept_mib - *size).abs() <= THERE);
+            reached || now >= *since + HELD_S
+        };
+        if self.held.take_if(there).is_some() {
             return Some(Move::Release);
         }
         if now < self.next {
             return None;
         }
-        self.release = Some(now + HELD_S);
         self.next = now + HORIZON_S + self.random.random_range(LONGER_S);
         let mut lately = looks.iter().rev().take_while(|l| l.t + KNOWN_S >= now);
         let needs = lately.find_map(|l| Some(l.kept_mib - l.available_mib?));
@@ -95,6 +101,7 @@ impl Sweep {
             }
             _ => (anywhere, "sweep: anything"),
         };
+        self.held = Some((size as f64, now));
         let from_mib = looks.last().map_or(most as f64, |l| l.kept_mib);
         self.orders.push(OrderSeen {
             t: now,
@@ -131,6 +138,17 @@ mod tests {
             let ((held, hold), (released, release)) = (pair[0], pair[1]);
             assert!(matches!(hold, Move::Hold(_)) && release == Move::Release && released - held == 3, "{pair:?}");
         }
+    }
+
+    #[test]
+    fn a_hold_ends_when_its_size_is_reached() {
+        let mut sweep = Sweep::new("a", 1, (Bytes::mib(128), Bytes::mib(512)), 0.0);
+        let Some(Move::Hold(size)) = sweep.due(10.0, &[]) else { panic!("it is time") };
+        let seen = |t, kept_mib| Look { t, kept_mib, ..Look::default() };
+        assert_eq!(sweep.due(10.1, &[seen(10.0, size.mib_f64())]), None, "seen before it was ordered");
+        assert_eq!(sweep.due(10.5, &[seen(10.4, size.mib_f64() + 20.0)]), None);
+        assert_eq!(sweep.due(10.6, &[seen(10.6, size.mib_f64() - 4.0)]), Some(Move::Release));
+        assert_eq!(sweep.due(11.0, &[]), None);
     }
 
     #[test]
