@@ -31,7 +31,7 @@ use crate::prober::{self, ProbeStatus, Prober, Target};
 use crate::session::{self, Admission, Opening};
 use crate::transport::{Listener, Peer, Stream};
 use crate::web;
-use ballast_planner::{Input, LawSettings, Mode, Planner, VmName, VmStatus};
+use ballast_planner::{Forecast, Input, LawSettings, Mode, Planner, VmName, VmStatus};
 use ballast_protocol::{Answer, Bytes, GuestMessage, Hello, HostMessage, Micros, Refusal, Shortfall, Verdict};
 pub use discover::{Backend, Backends};
 pub use reload::Reloaded;
@@ -56,6 +56,8 @@ const REMEMBERED: usize = 32;
 pub enum Event {
     /// Something for the planner, from an actuator.
     Input(Input),
+    /// Forecasts that were made together.
+    Forecasts(Vec<(VmName, Forecast)>),
     /// A guest said something; when its frame was read.
     Guest {
         /// Whose.
@@ -361,6 +363,9 @@ impl Daemon {
     async fn event(&mut self, event: Event) {
         match event {
             Event::Input(input) => self.input(input),
+            Event::Forecasts(all) => {
+                all.into_iter().for_each(|(vm, forecast)| self.input(Input::Forecast { vm, forecast }))
+            }
             Event::Guest { vm, received, message } => self.guest(vm, received, message),
             Event::SessionOpens(opening) => self.open_session(opening),
             Event::SessionEnded { vm, number, why } => self.end_session(vm, number, why),

@@ -1,7 +1,7 @@
 //! Runs the model beside the daemon: features of each VM go in every two seconds, forecasts come back as inputs of the planner.
 //!
 //! ```text
-//!   daemon's task -- features of a few VMs --> thread: Model::predict -- Event::Input(Forecast) --> daemon's task
+//!   daemon's task -- features of a few VMs --> thread: Model::predict -- Event::Forecasts --> daemon's task
 //! ```
 //! A thread of its own, because the daemon's task must never wait for a model (promise P6). While it works, the next
 //! VMs' features are dropped: a slow model means older forecasts, and the planner knows how old they are. VMs take turns,
@@ -9,7 +9,7 @@
 //! that panics is not asked again; the reactive law goes on.
 
 use crate::daemon::Event;
-use ballast_planner::{Features, Forecast, Input, VmName};
+use ballast_planner::{Features, Forecast, VmName};
 use ballast_predictor::{Model, ModelError, Predictor};
 use ballast_protocol::Micros;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -115,12 +115,11 @@ fn work(mut model: Box<dyn Predictor>, batches: &Receiver<Batch>, events: &mpsc:
             tracing::error!(model = name, "the model panicked: no forecasts from now on, the reactive law goes on");
             return;
         };
-        for (vm, points) in vms.into_iter().zip(said) {
-            let Some(points) = points else { continue };
-            let forecast = Forecast { made, model: name.clone(), start, points };
-            if events.blocking_send(Event::Input(Input::Forecast { vm, forecast })).is_err() {
-                return;
-            }
+        let forecast = |points| Forecast { made, model: name.clone(), start, points };
+        // All at once: the daemon's task is woken ten times a second and not once for each.
+        let all = vms.into_iter().zip(said).filter_map(|(vm, points)| Some((vm, forecast(points?)))).collect();
+        if events.blocking_send(Event::Forecasts(all)).is_err() {
+            return;
         }
     }
 }
@@ -160,8 +159,12 @@ mod tests {
         let (to, mut events) = mpsc::channel(8);
         let forecaster = Forecaster::with(Box::new(Oracle(false)), to).unwrap();
         assert!(forecaster.ask(Micros::secs(7), one()));
-        let Some(Event::Input(Input::Forecast { vm, forecast })) = events.recv().await else { panic!("a forecast") };
-        assert_eq!((vm, forecast.made, forecast.model.as_str()), (VmName::from("a"), Micros::secs(7), "oracle"));
+        let Some(Event::Forecasts(all)) = events.recv().await else { panic!("a forecast") };
+        let [(vm, forecast)] = &all[..] else { panic!("one: {all:?}") };
+        assert_eq!(
+            (vm.clone(), forecast.made, forecast.model.as_str()),
+            (VmName::from("a"), Micros::secs(7), "oracle")
+        );
         assert_eq!(forecast.points.len(), SIZES);
     }
 

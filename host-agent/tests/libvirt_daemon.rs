@@ -182,7 +182,7 @@ fn the_daemon_over_libvirt_squeezes_without_an_agent_and_survives_libvirtd() {
     let explained = String::from_utf8(host.ask(&["explain", "quiet"])).unwrap();
     assert!(
         explained.contains("<metadata> of its domain is not used: <min>: `a lot` is not a memory size")
-            && explained.contains("virsh metadata quiet https://ballast.dev/domain/1 --edit"),
+            && explained.contains("virsh metadata quiet https://ballast.dev/domain/1 --edit --key ballast"),
         "{explained}"
     );
     libvirtd.virsh(&[&namespace[..], &["--remove"]].concat());

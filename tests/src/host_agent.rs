@@ -112,7 +112,10 @@ impl HostAgent {
     }
 
     /// The binary of this build's profile.
-    fn program() -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// It was not built.
+    pub fn program() -> Result<PathBuf> {
         let here = std::env::current_exe()?;
         let folder = here.parent().context("an executable is in a folder")?;
         let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };

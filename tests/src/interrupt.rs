@@ -1,10 +1,11 @@
 //! Ctrl-C: nothing is left behind.
 //!
 //! Processes die with this one (they ask the kernel to), network namespaces with their last process, guest memory has no
-//! name. What is left are folders under `/tmp`; those of this process are removed here, and whatever a SIGKILL leaves,
-//! the next run sweeps.
+//! name. What is left are folders under `/tmp` and cgroups; those of this process are removed here, and whatever a SIGKILL
+//! leaves, the next run sweeps.
 
 use crate::children;
+use crate::lab::restrict;
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -19,6 +20,7 @@ pub fn tidy_up_on_signals() -> Result<()> {
             let _ = kill_process(pid, Signal::KILL);
         }
         children::remove_own_folders();
+        restrict::remove_left(true);
         eprintln!("interrupted; complete blocks are kept, the same command goes on with the rest");
         std::process::exit(130);
     })

@@ -15,7 +15,7 @@ pub mod compare;
 pub mod experiment;
 mod journal;
 pub mod report;
-mod restrict;
+pub(crate) mod restrict;
 pub mod results;
 pub mod run;
 pub mod stats;

@@ -33,7 +33,9 @@ work = { do = "rest", secs = 2 }
 "#;
 
 fn run(files: &[PathBuf], folder: &Path) -> Done {
-    let experiments = files.iter().map(|f| Experiment::read(f).unwrap()).collect();
+    let mut experiments: Vec<_> = files.iter().map(|f| Experiment::read(f).unwrap()).collect();
+    // With help and without.
+    experiments[1].repetitions = 2;
     let order =
         Order { experiments, folder: folder.to_owned(), asked: "test".into(), within: None, fresh: false, parallel: 2 };
     order.run().unwrap()
@@ -47,8 +49,9 @@ fn takings(journal: &Path) -> usize {
 
 fn check(run: &ArmRun, data: &Dataset, name: &str) {
     assert_eq!(run.error, None);
-    assert!(run.orders.len() >= 3, "{:?}", run.orders);
-    let apart = run.orders.windows(2).map(|o| o[1].t - o[0].t);
+    let swept: Vec<_> = run.orders.iter().filter(|o| o.reason.starts_with(collect::SWEPT)).collect();
+    assert!(swept.len() >= 3, "{:?}", run.orders);
+    let apart = swept.windows(2).map(|o| o[1].t - o[0].t);
     assert!(apart.clone().all(|s| s >= HORIZON.secs_f64()), "{:?}", run.orders);
     // The balloon was moved.
     let kept = || run.guests[0].series.iter().map(|l| l.kept_mib);
@@ -57,8 +60,10 @@ fn check(run: &ArmRun, data: &Dataset, name: &str) {
     assert!(run.phases.len() > 4, "the phases begin anew: {}", run.phases.len());
     let rows: Vec<_> = data.rows.iter().filter(|r| r.run == name).collect();
     assert!(rows.len() >= 2, "{} rows of {name}", rows.len());
+    let answered = data.manifest.window_names.iter().position(|n| n == "answered").unwrap();
     for row in rows {
         assert_eq!((row.window.len(), row.candidate.len()), (WINDOW, CANDIDATE));
+        assert_eq!(row.window[answered] == 1.0, !name.ends_with("-2"), "{row:?}");
         assert!((112..=320).contains(&row.size_mib), "{row:?}");
     }
 }
@@ -71,7 +76,7 @@ fn two_guests_at_a_time_are_swept_and_rows_can_be_made_again() {
     fs::write(&files[1], SMALL.replace("seed = 5", "seed = 6")).unwrap();
     let out = folder.path().join("out");
     let done = run(&files, &out);
-    assert_eq!((done.ran, done.resumed, &done.broken), (2, 0, &vec![]), "{done:?}");
+    assert_eq!((done.ran, done.resumed, &done.broken), (3, 0, &vec![]), "{done:?}");
     let blocks = results::blocks(&out).unwrap();
     let overlap = blocks[0].started_unix.abs_diff(blocks[1].started_unix);
     assert!((overlap as f64) < blocks[0].took_s, "both ran at once");
@@ -81,7 +86,8 @@ fn two_guests_at_a_time_are_swept_and_rows_can_be_made_again() {
     let data = Dataset::read(&out).unwrap();
     assert_eq!(data.rows.len(), made.rows);
     assert!(data.manifest.kernel.starts_with('6') && data.manifest.image.contains("initramfs"), "{:?}", data.manifest);
-    for (block, name) in blocks.iter().zip(["one-1", "two-1"]) {
+    for (block, name) in blocks.iter().zip(["one-1", "two-1", "two-2"]) {
+        assert_eq!(format!("{}-{}", block.experiment, block.repetition), name);
         check(&block.arms[0], &data, name);
         assert_eq!(takings(&out.join(format!("journals/{name}-sweep.jsonl"))), 0);
     }
@@ -91,7 +97,7 @@ fn two_guests_at_a_time_are_swept_and_rows_can_be_made_again() {
     }
 
     // What is there is not run again, and the same journals give the same rows.
-    assert_eq!((run(&files, &out).ran, run(&files, &out).resumed), (0, 2));
+    assert_eq!((run(&files, &out).ran, run(&files, &out).resumed), (0, 3));
     let rows = fs::read(out.join("rows.jsonl")).unwrap();
     fs::remove_file(out.join("rows.jsonl")).unwrap();
     let lab =

@@ -25,6 +25,32 @@ work = { do = "burst", mib = 60, work = 2 }
 times = 2
 "#;
 
+/// Arms that are no laws and arms with probes, a client, swap, a budget.
+const NET: &str = r#"title = "net"
+settle = "4s"
+gap = "50ms"
+oracle = false
+budget = "256MiB"
+arms = [
+    "static", "fixed", "deflate-on-oom", "free-page-reporting",
+    { name = "probed", law = "static", probes = true }, { name = "ballast", probes = true },
+]
+[[guest]]
+name = "db"
+memory = "320MiB"
+min = "112MiB"
+fixed = "208MiB"
+squeezed = "144MiB"
+zram = "64MiB"
+[client]
+name = "client"
+memory = "256MiB"
+[[phase]]
+work = { do = "redis-load", requests = 200, keyspace = 50, bytes = 4096 }
+[[phase]]
+work = { do = "rest", secs = 3 }
+"#;
+
 fn order(file: &Path, folder: &Path) -> Order {
     Order {
         experiments: vec![Experiment::read(file).expect("a good file")],
@@ -64,6 +90,11 @@ fn a_run_is_complete_resumed_and_goes_on_without_an_arm_that_breaks() {
         assert!(run.guests[0].series.len() >= 6, "{} looks", run.guests[0].series.len());
         assert!(run.guests[0].totals.watched_s > 0.0 && run.guests[0].totals.resident_gib_s > 0.0);
     }
+    // One after the other, and not always in the same order.
+    let mut turns: Vec<_> = ["static", "ballast"].iter().flat_map(|name| arm(name).phases.iter()).collect();
+    turns.sort_by(|a, b| a.began_s.total_cmp(&b.began_s));
+    assert!(turns.windows(2).all(|t| t[0].began_s + t[0].took_s <= t[1].began_s), "{turns:?}");
+    assert!(arm("ballast").host_agent_cpu_s > 0.0);
     assert_eq!(arm("static").orders, []);
     assert!(!arm("ballast").orders.is_empty(), "four seconds of quiet are enough to take something");
     // Aged: the host holds most of what a guest has that nothing was taken from.
@@ -76,15 +107,73 @@ fn a_run_is_complete_resumed_and_goes_on_without_an_arm_that_breaks() {
     assert_eq!((cell.oom_kills, cell.failed_allocations), (0, 0));
     assert!(cell.throughput_ratio.is_some_and(|r| r > 0.0) && cell.resident_ratio.is_some_and(|r| r < 1.0), "{cell:?}");
 
+    let text: serde_json::Value = results::read_json(&folder.path().join("summary.json")).unwrap();
+    let keys = text["cells"][0].as_object().unwrap();
+    for key in [
+        "experiment",
+        "arm",
+        "oom_kills",
+        "failed_allocations",
+        "throughput_ratio",
+        "p99_ratio",
+        "worst_stall_ms",
+        "resident_ratio",
+        "oracle_ratio",
+        "ci",
+    ] {
+        assert!(keys.contains_key(key), "{key}: {keys:?}");
+    }
+
     let again = order(&file, folder.path()).run().unwrap();
-    assert_eq!((again.ran, again.resumed), (0, 1), "{again:?}");
-    // A block of another text is not taken for this one's.
+    assert_eq!((again.ran, again.resumed, again.superseded), (0, 1, 0), "{again:?}");
+    assert!(again.broken[0].contains("bogus") && again.broken[0].contains("earlier run"), "{again:?}");
+    // A block of another text, daemon or image is not taken for this one's.
     let path = folder.path().join("blocks/small-1.json");
     let mut block: Block = results::read_json(&path).unwrap();
     block.fingerprint = "other".into();
     results::write_json(&path, &block).unwrap();
     let bounded = Order { within: Some(Duration::ZERO), ..order(&file, folder.path()) };
-    assert_eq!(bounded.run().unwrap().left_out.len(), 1, "there is no time for it");
+    let done = bounded.run().unwrap();
+    assert_eq!((done.left_out.len(), done.superseded), (1, 1), "there is no time for it: {done:?}");
+    assert!(!path.exists() && folder.path().join("superseded/small-1.json").exists());
+}
+
+#[test]
+fn arms_over_a_network_are_probed_and_an_experiment_that_breaks_does_not_end_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (net, wrong) = (folder.path().join("net.toml"), folder.path().join("wrong.toml"));
+    fs::write(&net, NET).unwrap();
+    let only = SMALL.replace("\"static\", \"ballast\", ", "");
+    fs::write(&wrong, only).unwrap();
+    let experiments = [&wrong, &net].map(|file| Experiment::read(file).unwrap()).into();
+    let done = Order { experiments, ..order(&net, folder.path()) }.run().unwrap();
+    assert_eq!((done.ran, done.broken.len()), (1, 1), "{done:?}");
+    assert!(done.broken[0].contains("no arm could be started") && done.broken[0].contains("bogus"), "{done:?}");
+
+    let blocks = results::blocks(folder.path()).unwrap();
+    for run in &blocks[0].arms {
+        assert_eq!(run.error, None, "{}", run.arm);
+        let latency = run.phases[0].outcome.latency.as_ref().unwrap();
+        assert!(latency.count >= 200, "{}: {latency:?}", run.arm);
+        assert!(run.over_budget_mib_s.is_some());
+        let last = run.guests[0].series.last().unwrap();
+        let probed = ["probed", "ballast"].contains(&run.arm.as_str());
+        assert_eq!(run.probes.iter().any(|p| p.mbit_s > 0.0), probed, "{}: {:?}", run.arm, run.probes);
+        assert!(run.probes.iter().all(|p| p.guest == "db"));
+        match run.arm.as_str() {
+            "fixed" => assert!((last.kept_mib - 208.0).abs() < 1.0, "{last:?}"),
+            // It lets go as far as it must.
+            "deflate-on-oom" => assert!((143.0..319.0).contains(&last.kept_mib), "{last:?}"),
+            "ballast" => assert!(run.orders.iter().any(|o| o.to_mib < 320.0), "{:?}", run.orders),
+            _ => assert!((last.kept_mib - 320.0).abs() < 1.0, "{}: {last:?}", run.arm),
+        }
+        let first = run.guests[0].series[0].resident_mib;
+        match run.arm.as_str() {
+            "free-page-reporting" => assert!(last.resident_mib < 0.8 * 320.0, "what is free was reported: {last:?}"),
+            "static" => assert!(first > 0.7 * 320.0, "{first} MiB of 320"),
+            _ => {}
+        }
+    }
 }
 
 #[test]
@@ -134,11 +223,14 @@ fn what_is_wrong_with_an_order_is_said_before_anything_boots() {
     let file = folder.path().join("wrong.toml");
     fs::write(&file, SMALL.replace("\"burst\"", "\"bust\"")).unwrap();
     let missing = folder.path().join("missing.toml");
+    let vast = folder.path().join("vast.toml");
+    fs::write(&vast, SMALL.replace("320MiB", "1024GiB").replace("\"ballast\", ", "")).unwrap();
     for (args, said) in [
         (vec![file.to_str().unwrap()], "wrong.toml:10: "),
         (vec![missing.to_str().unwrap()], "missing.toml"),
         (vec!["--suite", "quik"], "no suite `quik`; known are full, quick, smoke"),
-        (vec!["--suite", "smoke", "--arms", "drs"], "no arm `drs`"),
+        (vec!["--suite", "smoke", "--arms", "static,drs"], "no arm `drs`"),
+        (vec![vast.to_str().unwrap()], "need 2097152 MiB at once"),
         (vec![], "required"),
     ] {
         let out = folder.path().join("out");
@@ -183,4 +275,11 @@ fn every_experiment_that_is_shipped_can_be_read() {
     let quick = all.as_array().unwrap().iter().filter(|e| e["suites"].as_array().unwrap().contains(&"quick".into()));
     let names: Vec<_> = quick.map(|e| e["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["burst", "cache", "pair", "ramp", "redis"]);
+    for e in all.as_array().unwrap().iter().filter(|e| names.contains(&e["name"].as_str().unwrap())) {
+        for arm in
+            ["static", "fixed", "deflate-on-oom", "free-page-reporting", "threshold", "mom", "proxmox", "ballast"]
+        {
+            assert!(e["arms"].as_array().unwrap().contains(&arm.into()), "{arm} in {}", e["name"]);
+        }
+    }
 }

@@ -62,6 +62,7 @@ impl Planner {
                 // A giving that was still under way when less was ordered rises a little on.
                 let most = order.from.max(order.before).max(target);
                 if done {
+                    vm.stuck &= !order.is_taking();
                     vm.order = None;
                     vm.settled = at;
                     self.pool.look_again();
@@ -120,6 +121,7 @@ impl Planner {
             return;
         }
         vm.counts.stalled += 1;
+        vm.stuck = true;
         vm.block(at);
         vm.by_statistics.gave(at);
         vm.reactive.disturb(at);

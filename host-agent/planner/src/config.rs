@@ -69,8 +69,8 @@ pub struct VmSettings {
     /// What may be done with a model's forecasts of this VM. On, they move the headroom: down to half of what is set
     /// above or what the law of survival asks for, whichever is more, and up to a quarter of the VM.
     pub predictor: Mode,
-    /// How much of its next ten seconds this VM may lose, 95 times in 100, when forecasts choose its size: time in which
-    /// its tasks wait for memory, or service.
+    /// How much of its next ten seconds this VM may lose, 95 times in 100, beyond what it would lose with all of its memory,
+    /// when forecasts choose its size: time in which its tasks wait for memory, or service.
     pub loss_budget: Ratio,
     /// Its weight under the law `proxmox`, whose default this is; 0: that law leaves it alone.
     pub shares: u32,

@@ -25,7 +25,7 @@ pub const QUANTILES: [f32; 4] = [0.5, 0.9, 0.95, 0.99];
 /// Sizes that are asked about at a time.
 pub const SIZES: usize = 16;
 /// Figures of a window.
-pub const WINDOW: usize = 28;
+pub const WINDOW: usize = 29;
 /// Figures of a candidate size.
 pub const CANDIDATE: usize = 6;
 /// A shorter history says nothing about rates.
@@ -61,6 +61,7 @@ pub const WINDOW_NAMES: [&str; WINDOW] = [
     "pending",      // demands that are not over, of
     "quiet",        // seconds without demand, trouble or growth: s / (s + 10)
     "service",      // what the network gives, to the VM's own baseline; 1 if nobody measured
+    "answered",     // 1: what it asks for is given; 0: not now (a dry run, a hold, a law that hears no demands)
 ];
 
 /// What the figures of a candidate size are. None falls when the size grows.
@@ -91,8 +92,8 @@ pub struct Features {
 /// What became of a VM.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outcome {
-    /// 0 to 1: the part of the time in which tasks stalled for memory (PSI some), or of the service that a probe found
-    /// lost while tasks stalled too, the larger. A process killed for want of memory is a total loss.
+    /// 0 to 1: the part of the time in which tasks stalled for memory (PSI some), or of the service that two probes
+    /// found lost while tasks stalled too, the larger. A process killed for want of memory is a total loss.
     pub loss: f32,
     /// The law saw trouble: stalls, swapping, refaults, kills.
     pub pressure: bool,
@@ -188,7 +189,8 @@ impl Planner {
     /// believed, its hypervisor away, its vCPUs stopped, or its history shorter than 5 s.
     #[must_use]
     pub fn features(&self, at: Micros, vm: &VmName) -> Option<Features> {
-        self.vms.get(vm)?.features(at)
+        let hears = !self.dry_run && !self.is_ruled();
+        self.vms.get(vm)?.features(at, hears)
     }
 
     /// What became of this VM from `since` to `at`, 18 s ago at most. `None`: nobody looked for long enough.
@@ -214,7 +216,7 @@ impl Vm {
         Some(self.kept_at(report.ballooned) - (report.free - report.watermarks.low))
     }
 
-    fn features(&self, at: Micros) -> Option<Features> {
+    fn features(&self, at: Micros, hears: bool) -> Option<Features> {
         if !self.is_predictable(at) {
             return None;
         }
@@ -255,6 +257,7 @@ impl Vm {
             of(report.pending, max),
             quiet / (quiet + 10.0),
             percent.min(400) as f32 / 100.0,
+            f32::from(u8::from(hears && !self.migrating && self.held(at).is_none())),
         ];
         let floor = self.floor().unwrap_or_default().max(self.guaranteed()).min(max);
         let needed = self.used()? + self.reactive.survival().min(max.share(1, 4));

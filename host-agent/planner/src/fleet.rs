@@ -170,6 +170,9 @@ pub struct Vm {
     pub blocked_until: Micros,
     /// How long the next such block is.
     pub block: Micros,
+    /// Its balloon did not follow the last taking.
+    #[serde(default)]
+    pub stuck: bool,
     /// What has been done.
     pub counts: Counts,
     /// The last move and its reason.
@@ -233,6 +236,7 @@ impl Vm {
             by_statistics: StatisticsLaw::new(at),
             blocked_until: Micros::ZERO,
             block: FIRST_BLOCK,
+            stuck: false,
             counts: Counts::default(),
             last: None,
             holding: Holding::Stale,

@@ -37,8 +37,11 @@ const TRIAL: u64 = 8;
 /// So much more probable may pressure be than with all of the memory, in millionths: one horizon in twenty may need an undoing.
 /// Files that are read for the first time are pressure at any size (a quarter of horizons with plenty, of the recorded ones).
 const PRESSURE: u32 = 50_000;
-/// When the 99 % quantile is above so many budgets, the model does not know.
+/// When the 99 % quantile is above that with all of the memory by so many budgets, the model does not know.
 const WIDE: u32 = 10;
+/// What all of the memory would lose as well is not the balloon's: the budget is for what a size loses beyond that. But when
+/// that is more than so many budgets, memory is not what decides, and a difference of two large losses says little.
+const ANYWAY: u32 = 5;
 /// A forecast lowers the headroom by an eighth of the way at a time: one that is wrong once moves little.
 const EASE: (u64, u64) = (7, 8);
 /// Nothing is believed for so long after a miss that hurt, doubled each time up to [`LONGEST_REST`].
@@ -88,6 +91,8 @@ struct Flying {
     half: u32,
     most: u32,
     bound: u32,
+    /// More than this hurts.
+    allowed: u32,
 }
 
 /// What forecasts have come to for one VM.
@@ -99,6 +104,8 @@ pub struct Foresight {
     model: String,
     standing: Standing,
     said: Option<Said>,
+    /// What it may lose by that, with what it would lose anyway, in millionths.
+    allowed: u32,
     /// What the forecasts leave the VM.
     headroom: Bytes,
     flying: VecDeque<Flying>,
@@ -118,6 +125,7 @@ impl Default for Foresight {
             model: String::new(),
             standing: Standing::Silent,
             said: None,
+            allowed: 0,
             headroom: Bytes::ZERO,
             flying: VecDeque::new(),
             calibration: Calibration::default(),
@@ -182,11 +190,20 @@ impl Foresight {
         let before = if self.standing == Standing::Good && self.is_fresh(at) { self.headroom } else { terms.own };
         let correction = self.correction;
         let bound = |half, most| correction.bound(half, most);
-        let anyway = forecast.points.last().map_or(0, |p| p.pressure_ppm);
+        // With all of the memory.
+        let (mut anyway, mut unlikely, mut pressure) = (0, 0, 0);
+        if let Some(all) = forecast.points.last() {
+            let (half, most) = all.half_and_most();
+            (anyway, unlikely, pressure) = (bound(half, most), all.loss_ppm[3], all.pressure_ppm);
+        }
+        let allowed = terms.budget.saturating_add(anyway);
         let found = forecast.smallest(|p| {
             let (half, most) = p.half_and_most();
-            bound(half, most) <= terms.budget && p.pressure_ppm <= anyway.saturating_add(PRESSURE)
+            anyway <= terms.budget.saturating_mul(ANYWAY)
+                && bound(half, most) <= allowed
+                && p.pressure_ppm <= pressure.saturating_add(PRESSURE)
         });
+        self.allowed = allowed;
         self.said = found.map(|p| {
             let (half, most) = p.half_and_most();
             Said { size: p.size, loss_ppm: bound(half, most) }
@@ -196,7 +213,7 @@ impl Foresight {
             _ if self.calibration.is_off() => Standing::Miscovered,
             _ if at < self.not_before => Standing::Wrong,
             None => Standing::Hopeless,
-            Some(p) if p.loss_ppm[3] > terms.budget.saturating_mul(WIDE) => Standing::Wide,
+            Some(p) if p.loss_ppm[3] > unlikely.saturating_add(terms.budget.saturating_mul(WIDE)) => Standing::Wide,
             Some(_) => Standing::Good,
         };
         if let Some(said) = self.said {
@@ -218,7 +235,8 @@ impl Foresight {
         if let Some(point) = forecast.at(size) {
             let (half, most) = point.half_and_most();
             let bound = self.correction.bound(half, most);
-            self.flying.push_back(Flying { made: forecast.made, size, half, most, bound });
+            let allowed = self.allowed;
+            self.flying.push_back(Flying { made: forecast.made, size, half, most, bound, allowed });
         }
     }
 
@@ -234,13 +252,13 @@ impl Foresight {
     }
 
     /// What was really lost.
-    pub fn judge(&mut self, at: Micros, history: &History, budget: Ratio) {
+    pub fn judge(&mut self, at: Micros, history: &History) {
         while let Some(f) = self.flying.pop_front_if(|f| at >= f.made + HORIZON) {
             // When nobody looked, nothing is learnt.
             let Some(happened) = history.happened(f.made, f.made + HORIZON) else { continue };
             let missed = self.calibration.judge(f.half, f.most, f.bound, happened.loss);
             self.correction = self.calibration.correction();
-            if missed && happened.loss > budget.millionths() {
+            if missed && happened.loss > f.allowed {
                 self.wrong(at);
             }
         }

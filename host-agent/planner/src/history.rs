@@ -256,12 +256,18 @@ impl History {
         }
         let stalled = Bytes((to.some - from.some).0).share(WHOLE.into(), time).0;
         let stalled = u32::try_from(stalled).unwrap_or(WHOLE).min(WHOLE);
-        let probed = self.lost.iter().filter(|(at, _)| *at > since && *at <= until).map(|(_, loss)| *loss).max();
+        // One probe is a fifth of a second of ten. Of 841 horizons 9 had lost 0.67 to 0.84 by a single one, and 0.03 by stalls; the
+        // law does not believe a single one either, but has it confirmed.
+        let mut probed = [0; LOSSES];
+        let within = self.lost.iter().filter(|(at, _)| *at > since && *at <= until);
+        probed.iter_mut().zip(within).for_each(|(to, (_, loss))| *to = *loss);
+        probed.sort_unstable_by(|a, b| b.cmp(a));
+        let confirmed = probed[1];
         let killed = if to.kills == from.kills { 0 } else { WHOLE };
         // A busy CPU makes a network just as slow. In 189 horizons of 12 works, one vCPU each under TCG on a busy host, the mean
         // loss at sizes far above the need (by 30 % of the maximum) was 0.12 with all probes, and is 0.03 with these.
-        let probed = probed.filter(|_| stalled >= FELT);
-        let loss = stalled.max(probed.unwrap_or(0)).max(killed);
+        let probed = if stalled >= FELT { confirmed } else { 0 };
+        let loss = stalled.max(probed).max(killed);
         Some(Happened { loss, pressure: to.troubles != from.troubles })
     }
 }
@@ -318,14 +324,16 @@ mod tests {
             if second == 4 {
                 history.troubled();
             }
-            if second == 4 || second == 12 {
+            if [4, 6, 12, 13].contains(&second) {
                 history.lost(Micros::secs(second), 300_000);
             }
         }
         let happened = |from, to| history.happened(Micros::secs(from), Micros::secs(to)).unwrap();
         // A slow network alone, at 12 s, is not for want of memory.
-        assert_eq!(happened(5, 14), Happened { loss: 1_000, pressure: false });
-        assert_eq!(happened(3, 13), Happened { loss: 300_000, pressure: true });
+        assert_eq!(happened(6, 14), Happened { loss: 1_000, pressure: false });
+        assert_eq!(happened(3, 11), Happened { loss: 300_000, pressure: true });
+        // And one slow fifth of a second is no loss of service.
+        assert!(happened(3, 5).loss < 100_000, "{:?}", happened(3, 5));
         assert_eq!(happened(9, 19).loss, WHOLE);
     }
 

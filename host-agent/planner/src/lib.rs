@@ -413,7 +413,7 @@ impl Planner {
         let ballooned = new.ballooned;
         vm.telemetry = Some(Stamped { at, what: new });
         vm.remember(at);
-        vm.foresight.judge(at, &vm.history, vm.settings.loss_budget);
+        vm.foresight.judge(at, &vm.history);
         self.guests_figure(at, name, ballooned);
         let Some(vm) = self.vms.get_mut(name) else { return };
         let aim = vm.aim;

@@ -302,8 +302,12 @@ fn without_a_budget_the_hosts_kernel_says_what_there_is() {
     // Memory that VMs may have but have not touched looks available.
     host.hand(says(1900, "0%"));
     host.run(Micros::millis(100));
-    host.ask("a", 1200, Source::Slack);
-    assert!(host.target("a") <= m(1500) && host.sum() <= 1900);
+    host.add("b", 1500, 300, 200, VmSettings::default());
+    host.ask("a", 700, Source::Slack);
+    assert!(host.target("a") > m(1300), "{}", host.target("a"));
+    let (given, why) = partly(host.ask("b", 1200, Source::Slack));
+    assert!(given < 400 && why == Some(Shortfall::HostShort), "{given} MiB, {why:?}");
+    assert!(host.sum() <= 1900);
     host.now += Micros::secs(6);
     assert_eq!(host.planner.host_status(host.now), None, "old news is none");
 }
@@ -317,5 +321,19 @@ fn a_vm_that_cannot_give_counts_as_unavailable_and_holds_up_nobody() {
     host.ask("a", 100, Source::Slack);
     host.run(Micros::secs(1));
     assert!(host.target("stuck") >= m(400), "exempt");
+    assert!(host.target("a") >= m(240), "{}: `b` has it to spare", host.target("a"));
     assert!(host.sum() <= 700);
+}
+
+#[test]
+fn a_vm_whose_balloon_does_not_move_counts_as_unavailable_until_it_does() {
+    let mut host = Many::with(900, &[("stuck", 512, 400, 60), ("a", 512, 150, 90)]);
+    host.guest("stuck").stuck = true;
+    host.run(Micros::secs(20));
+    assert!(matches!(host.vm("stuck").holding, Holding::Blocked(_)), "{:?}", host.vm("stuck").holding);
+    assert_eq!(host.host().unavailable, m(400));
+    host.guest("stuck").stuck = false;
+    host.run(Micros::secs(60));
+    assert!(host.target("stuck") < m(300), "{}", host.target("stuck"));
+    assert_eq!(host.host().unavailable, m(0));
 }

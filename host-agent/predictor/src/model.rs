@@ -166,10 +166,17 @@ struct Header {
     members: usize,
     window: Scale,
     candidate: Scale,
+    /// The loss that the networks reckon in; models from before there were others have 1.
+    #[serde(default = "whole")]
+    unit: f32,
     origin: Origin,
     /// Where calibration begins.
     start: Correction,
     checksum: u64,
+}
+
+const fn whole() -> f32 {
+    1.0
 }
 
 /// Networks that differ in their seed. The mean of curves that fall and do not cross falls and does not cross.
@@ -234,6 +241,7 @@ impl Model {
         schema: Schema,
         shape: Shape,
         (window, candidate): (Scale, Scale),
+        unit: f32,
         origin: Origin,
         start: Correction,
         members: Vec<Network>,
@@ -246,6 +254,7 @@ impl Model {
             members: members.len(),
             window,
             candidate,
+            unit,
             origin,
             start,
             checksum: 0,
@@ -340,7 +349,7 @@ impl Predictor for Model {
             for (member, slopes) in self.members.iter().zip(&self.slopes) {
                 let mut heads = member.heads(windows.clone());
                 let mut sizes = candidates.chunks_exact(shape.candidate);
-                for (head, (_, answer)) in Head::each(shape, &mut heads, slopes).zip(&mut asked) {
+                for (head, (_, answer)) in Head::each(shape, self.header.unit, &mut heads, slopes).zip(&mut asked) {
                     for (estimate, size) in answer.iter_mut().zip(&mut sizes) {
                         let said = head.estimate(size, &mut basis);
                         estimate.loss.iter_mut().zip(said.loss).for_each(|(sum, l)| *sum += l * share);
@@ -389,6 +398,8 @@ fn agree(header: &Header, schema: &Schema) -> Result<(), ModelError> {
         && header.window.fits(shape.window)
         && header.candidate.fits(shape.candidate)
         && shape.candidate > 0
+        && header.unit > 0.0
+        && header.unit <= 1.0
         // Bounds that no model of ours comes near, so that a damaged header cannot ask for all memory.
         && (1..=4096).contains(&shape.hidden)
         && (1..=256).contains(&shape.steps)

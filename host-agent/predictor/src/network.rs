@@ -7,7 +7,7 @@
 //!   candidate ── v[j][k] >= 0 (softplus) ──> basis  f[k] = sigmoid(sum_j v[j][k] x[j] + b[k])     rises with the size
 //!
 //!   z[q] = a[q] - sum_k c[q][k] f[k]                                                              falls with the size
-//!   loss[q] = 1 - exp(-(softplus(z[0]) + .. + softplus(z[q])))        falls with the size, rises with the quantile
+//!   loss[q] = 1 - exp(-unit (softplus(z[0]) + .. + softplus(z[q])))   falls with the size, rises with the quantile
 //!   pressure = sigmoid(z[last])                                                                   falls with the size
 //! ```
 //! The window says where the knees of the curve are and how deep they go, the candidate only where on it one stands.
@@ -43,6 +43,15 @@ impl Shape {
     fn head(self) -> usize {
         CURVES + CURVES * self.steps + self.steps
     }
+}
+
+/// The loss that a network reckons in, from the mean of what it learns from: where training begins, the smallest quantile is a
+/// twelfth of it. So the same rate, decay and weight of pressure serve data in which half a horizon is lost now and then and
+/// data in which a hundredth is much.
+#[cfg(feature = "train")]
+pub(crate) fn unit(losses: &[f32]) -> f32 {
+    let mean = losses.iter().sum::<f32>() / losses.len().max(1) as f32;
+    (12.0 * mean).clamp(0.01, 1.0)
 }
 
 /// The weights. See the module's text for what they mean.
@@ -108,9 +117,9 @@ impl Network {
         self.head.forward(relu(self.second.forward(hidden)))
     }
 
-    /// Curves of rows of scaled windows at one scaled candidate each.
+    /// Curves of rows of scaled windows at one scaled candidate each; `unit`: see [`unit`].
     #[cfg(feature = "train")]
-    pub(crate) fn forward(&self, window: Tensor<2>, candidate: Tensor<2>) -> Curves {
+    pub(crate) fn forward(&self, window: Tensor<2>, candidate: Tensor<2>, unit: f32) -> Curves {
         use burn::tensor::s;
         let [rows, _] = window.dims();
         let slopes = softplus(self.slopes.val(), 1.0);
@@ -125,7 +134,7 @@ impl Network {
         let z = levels - fall.reshape([rows, CURVES]);
         let parts = softplus(z.clone().slice(s![.., 0..LEVELS]), 1.0);
         let sums = parts.matmul(running_sums(&device));
-        Curves { loss: sums.neg().exp().neg().add_scalar(1.0), pressure: z.slice(s![.., LEVELS..CURVES]) }
+        Curves { loss: sums.mul_scalar(-unit).exp().neg().add_scalar(1.0), pressure: z.slice(s![.., LEVELS..CURVES]) }
     }
 
     /// The slopes as they act, for [`Head::estimate`].
@@ -147,18 +156,20 @@ pub(crate) struct Head<'a> {
     depths: &'a [f32],
     shifts: &'a [f32],
     slopes: &'a [f32],
+    unit: f32,
 }
 
 impl<'a> Head<'a> {
     /// Cuts `heads` into one for each window. Depths in it are made positive, once for all sizes.
-    pub(crate) fn each(shape: Shape, heads: &'a mut [f32], slopes: &'a [f32]) -> impl Iterator<Item = Self> {
+    pub(crate) fn each(shape: Shape, unit: f32, heads: &'a mut [f32], slopes: &'a [f32]) -> impl Iterator<Item = Self> {
         heads.chunks_exact_mut(shape.head()).map(move |head| {
             let depths = CURVES..CURVES + CURVES * shape.steps;
             for value in &mut head[depths.clone()] {
                 *value = soft(*value);
             }
             let head = &*head;
-            Self { shape, levels: &head[..CURVES], depths: &head[depths.clone()], shifts: &head[depths.end..], slopes }
+            let (levels, shifts) = (&head[..CURVES], &head[depths.end..]);
+            Self { shape, levels, depths: &head[depths], shifts, slopes, unit }
         })
     }
 
@@ -183,7 +194,7 @@ impl<'a> Head<'a> {
         let mut sum = 0.0;
         for (curve, loss) in estimate.loss.iter_mut().enumerate() {
             sum += soft(z(curve));
-            *loss = 1.0 - (-sum).exp();
+            *loss = 1.0 - (-self.unit * sum).exp();
         }
         estimate
     }
@@ -241,7 +252,7 @@ mod tests {
             let mut basis = Vec::new();
             candidates.chunks_exact(SHAPE.candidate).map(|c| head.estimate(c, &mut basis)).collect()
         };
-        Head::each(SHAPE, &mut heads, &slopes).map(curve).collect()
+        Head::each(SHAPE, 0.7, &mut heads, &slopes).map(curve).collect()
     }
 
     #[test]
@@ -273,8 +284,11 @@ mod tests {
         let network = Network::new(SHAPE, 0, &device, &mut draw());
         let windows = [0.5, -1.0, 2.0, 0.0, 3.0, -0.2];
         let candidate = [0.3, -0.7];
-        let curves = network
-            .forward(matrix(windows.to_vec(), 2, 3, &device), matrix([candidate, candidate].concat(), 2, 2, &device));
+        let curves = network.forward(
+            matrix(windows.to_vec(), 2, 3, &device),
+            matrix([candidate, candidate].concat(), 2, 2, &device),
+            0.7,
+        );
         let (loss, pressure) = (floats(curves.loss), floats(sigmoid(curves.pressure)));
         for (row, curve) in estimates(&network, &windows, &candidate).iter().enumerate() {
             let near = |a: f32, b: f32| (a - b).abs() < 1e-5;

@@ -355,7 +355,7 @@ impl Daemon {
         let Err(problem) = self.by_metadata(name, facts) else { return };
         let problem = format!(
             "the <metadata> of its domain is not used: {problem}; correct it with `virsh metadata {name} {METADATA} \
-             --edit`; until then the settings of the configuration hold"
+             --edit --key ballast`; until then the settings of the configuration hold"
         );
         tracing::warn!(vm = %name, "{problem}");
         let at = self.clock.now();

@@ -352,10 +352,21 @@ impl Daemon {
     fn set_dry_run(&mut self, on: bool) -> Done {
         self.operated.said.dry_run = Some(on);
         self.tell_mode();
-        done(if on {
+        let mut done = done(if on {
             "dry run: decisions are made and written down, and nothing is ordered".to_owned()
         } else {
             "no dry run any more: decisions are orders".to_owned()
-        })
+        });
+        let squeezed = self.planner.vms().filter(|(_, vm)| vm.kept() < vm.max()).count();
+        if on && squeezed > 0 {
+            done.notes.push(format!(
+                "{squeezed} VMs have less than all of their memory, and what they ask for is refused until `dry-run off`"
+            ));
+        }
+        if !on && self.config.daemon.dry_run {
+            let file = self.config.file.display();
+            done.notes.push(format!("after a restart it is a dry run again: {file} says so"));
+        }
+        done
     }
 }

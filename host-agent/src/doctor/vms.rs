@@ -124,7 +124,9 @@ fn vm_checks(config: &Config, facts: &VmFacts, statistics: Statistics) -> Vec<Ch
     let settings = match said.and_then(|said| config.settings_with(vm, &said)) {
         Ok(settings) => settings,
         Err(problem) => {
-            let mend = format!("`virsh metadata {vm} {METADATA} --edit`; packaging/domain.xml shows what can be said");
+            let mend = format!(
+                "`virsh metadata {vm} {METADATA} --edit --key ballast`; packaging/domain.xml shows what can be said"
+            );
             all.push(Check::warn(title(vm, "metadata"), format!("not used: {problem}"), mend));
             settings.clone()
         }

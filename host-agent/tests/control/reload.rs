@@ -30,6 +30,12 @@ fn a_reload_says_what_changed_and_what_was_refused_and_takes_a_word_back_only_fo
 
     host.configure("dry-run = true", &(web.table("") + &mail.table("")));
     assert!(host.run(&["reload"]).unwrap().contains("dry-run: false -> true\n"));
+    let said = host.run(&["dry-run", "off"]).unwrap();
+    assert!(
+        said.contains("\n  after a restart it is a dry run again: ") && said.ends_with("host.toml says so\n"),
+        "{said}"
+    );
+    host.run(&["dry-run", "on"]).unwrap();
     host.configure("", &(web.table("") + &mail.table("")));
     assert!(host.run(&["reload"]).unwrap().contains("dry-run: true -> false\n"));
     assert_eq!(host.status()["dry_run"], false);

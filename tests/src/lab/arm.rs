@@ -24,8 +24,8 @@ pub enum Law {
     Cgroup,
     /// A law of `ballast-host`, by name.
     Host(String),
-    /// The lab itself moves the balloon, to a random size each time (see [`super::collect`]); `ballast-host` watches in a dry run, so
-    /// that its journal tells what came of it.
+    /// The balloon is moved to a random size each time, by `ballast-host`, which takes nothing by itself, or by the lab, and
+    /// `ballast-host` runs dry (see [`super::collect`]); its journal tells what came of it.
     Sweep,
 }
 

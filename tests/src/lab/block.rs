@@ -77,7 +77,14 @@ fn ticks(time: Duration) -> u64 {
     time.as_secs() / STEP.as_secs()
 }
 
-/// Runs a block.
+/// The order of turns among so many arms, another each time and the same for the same seed.
+fn turns(random: &mut ChaCha8Rng, arms: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..arms).collect();
+    order.shuffle(random);
+    order
+}
+
+/// Runs a block. Whoever keeps it fills in what it was made of ([`Block::fingerprint`]).
 ///
 /// # Errors
 /// No arm could be run at all, or the client guest is lost; what befalls one arm is in its [`ArmRun::error`].
@@ -106,15 +113,13 @@ pub fn run(
         told.step();
     }
     told.doing("ageing them: a VM that has been up for weeks has touched all of its memory");
-    let mut order: Vec<usize> = (0..arms.len()).collect();
-    order.shuffle(&mut random);
-    for &turn in &order {
+    for turn in turns(&mut random, arms.len()) {
         arms[turn].attempt(|live| live.age());
         told.step();
     }
     let zero = Instant::now();
     for live in &mut arms {
-        live.attempt(|live| live.begin(experiment, seed, network.as_ref(), zero));
+        live.attempt(|live| live.begin(experiment, (repetition, seed), network.as_ref(), zero));
     }
     if arms.iter().all(|a| a.error.is_some()) {
         let why = arms.first().and_then(|a| a.error.clone()).unwrap_or_default();
@@ -125,7 +130,7 @@ pub fn run(
     let arms = arms.into_iter().map(|live| live.end(experiment, repetition, oracle, first_phase, journals)).collect();
     Ok(Block {
         experiment: experiment.name.clone(),
-        fingerprint: experiment.fingerprint(),
+        fingerprint: String::new(),
         repetition,
         oracle,
         seed,
@@ -170,7 +175,6 @@ fn phases(
         told.doing("settling: the laws find their size");
         thread::sleep(experiment.settle);
         told.step();
-        let mut order: Vec<usize> = (0..turns.len()).collect();
         let begun = Instant::now();
         let mut ticked = 0;
         // Once, or again and again until their time is over or there is nobody left to run them.
@@ -182,8 +186,7 @@ fn phases(
             if over {
                 break;
             }
-            order.shuffle(random);
-            for &turn in &order {
+            for turn in self::turns(random, turns.len()) {
                 let turn = &mut turns[turn];
                 let of = experiment.lasting.map_or_else(|| experiment.phases.len().to_string(), |l| format!("{l:?}"));
                 told.doing(&format!("{} of {of}: {}, {}", index + 1, phase.label, turn.arm));
@@ -324,7 +327,15 @@ impl<'a> Live<'a> {
     }
 
     /// The law begins.
-    fn begin(&mut self, experiment: &Experiment, seed: u64, network: Option<&Network>, zero: Instant) -> Result<()> {
+    fn begin(
+        &mut self,
+        experiment: &Experiment,
+        (repetition, seed): (u32, u64),
+        network: Option<&Network>,
+        zero: Instant,
+    ) -> Result<()> {
+        // See `collect`: what becomes of a guest when nobody helps is a question of its own.
+        let alone = self.arm.law == Law::Sweep && repetition.is_multiple_of(2);
         for (place, guest) in self.guests.iter_mut().enumerate() {
             for phase in experiment.phases.iter().filter(|p| p.guest == place) {
                 phase.work.prepare(&guest.machine.guest)?;
@@ -345,7 +356,7 @@ impl<'a> Live<'a> {
         }
         if self.arm.has_daemon() {
             let machines: Vec<&Machine> = self.guests.iter().map(|g| &g.machine).collect();
-            let mut config = config(self.arm, experiment, HostAgent::config(&machines));
+            let mut config = config(self.arm, alone, experiment, HostAgent::config(&machines));
             if self.arm.probes {
                 for machine in &machines {
                     machine.guest.iperf3_server(IPERF3)?;
@@ -370,7 +381,7 @@ impl<'a> Live<'a> {
         self.before = self.guests.iter().map(|g| g.machine.guest.counters()).collect::<Result<_>>()?;
         if self.arm.law == Law::Sweep {
             let now = zero.elapsed().as_secs_f64();
-            let host = self.daemon.as_ref().map(|daemon| daemon.agent.config_path()).unwrap_or_default();
+            let host = self.daemon.as_ref().filter(|_| !alone).map(|daemon| daemon.agent.config_path());
             for (place, (guest, spec)) in self.guests.iter_mut().zip(&experiment.guests).enumerate() {
                 let sweep = Sweep::new(&spec.name, seed + place as u64, (spec.min, spec.memory), now);
                 guest.sweep = Some((sweep, host.clone()));
@@ -406,6 +417,7 @@ impl<'a> Live<'a> {
         run.over_budget_mib_s = experiment.budget.map(|budget| over(&run.guests, budget.mib_f64(), from));
         if let Some(Daemon { mut agent, began, clock }) = self.daemon.take() {
             run.clock_s = clock;
+            let unmeasured = self.arm.probes.then(|| unmeasured(&agent)).flatten();
             run.host_agent_cpu_s = agent.pid().and_then(cpu_seconds).unwrap_or(0.0);
             let file = format!("{}-{repetition}-{}.jsonl", experiment.name, self.arm.name);
             let read = || -> Result<()> {
@@ -417,6 +429,10 @@ impl<'a> Live<'a> {
             };
             if let Err(e) = read() {
                 self.error.get_or_insert(format!("ballast-host: {e:#}"));
+            }
+            if self.arm.probes && run.probes.iter().all(|p| p.mbit_s <= 0.0) {
+                let why = unmeasured.unwrap_or_else(|| "the arm was too short for one".to_owned());
+                self.error.get_or_insert(format!("no probe measured the service level: {why}"));
             }
         }
         run.error = self.error;
@@ -434,12 +450,15 @@ fn over(guests: &[GuestRun], budget_mib: f64, from: f64) -> f64 {
 }
 
 /// The daemon's file for an arm.
-fn config(arm: &Arm, experiment: &Experiment, mut config: toml::Table) -> toml::Table {
+fn config(arm: &Arm, alone: bool, experiment: &Experiment, mut config: toml::Table) -> toml::Table {
     let law = match &arm.law {
         Law::Host(name) => name.as_str(),
         Law::Sweep => "ballast",
         _ => "static",
     };
+    if alone {
+        config.insert("daemon".into(), toml::Table::from_iter([("dry-run".to_owned(), true.into())]).into());
+    }
     let mut section = toml::Table::from_iter([("name".to_owned(), law.into())]);
     if law == "ballast" {
         let mut settings = arm.settings.clone();
@@ -487,6 +506,14 @@ fn clock(agent: &HostAgent, zero: Instant) -> Result<f64> {
     Ok(zero.elapsed().as_secs_f64() - now as f64 / 1e6)
 }
 
+/// Why a service level is not measured.
+fn unmeasured(agent: &HostAgent) -> Option<String> {
+    let status = agent.status().ok()?;
+    let problems =
+        status["probes"].as_array()?.iter().filter_map(|p| Some((p["vm"].as_str()?, p["problem"].as_str()?)));
+    problems.map(|(vm, problem)| format!("{vm}: {problem}")).next()
+}
+
 /// CPU time of a process so far.
 fn cpu_seconds(pid: u32) -> Option<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -494,4 +521,42 @@ fn cpu_seconds(pid: u32) -> Option<f64> {
     let mut fields = stat.rsplit(')').next()?.split_whitespace().skip(11);
     let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
     Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_differ_by_seed_and_by_phase_and_are_the_same_again() {
+        let rounds = |seed| {
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            (0..8).map(|_| turns(&mut random, 9)).collect::<Vec<_>>()
+        };
+        assert_eq!(rounds(1), rounds(1));
+        assert_ne!(rounds(1), rounds(2));
+        assert!(rounds(1).windows(2).any(|r| r[0] != r[1]));
+        for mut round in rounds(3) {
+            round.sort_unstable();
+            assert_eq!(round, (0..9).collect::<Vec<_>>(), "everybody has a turn");
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_the_budget_counts_from_the_first_phase_on() {
+        use super::super::results::Look;
+        let guest = |mib: [f64; 4]| GuestRun {
+            series: mib
+                .iter()
+                .zip(0u8..)
+                .map(|(&m, t)| Look { t: t.into(), resident_mib: m, ..Look::default() })
+                .collect(),
+            ..GuestRun::default()
+        };
+        let guests = [guest([300.0, 300.0, 200.0, 100.0]), guest([300.0, 200.0, 200.0, 100.0])];
+        // 500 and 400 MiB are held at 1 and 2 s, for a second each; what came before does not count.
+        assert_eq!(over(&guests, 350.0, 0.0), 150.0 + 50.0);
+        assert_eq!(over(&guests, 350.0, 1.0), 50.0);
+        assert_eq!(over(&[], 350.0, 0.0), 0.0);
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   collect/*.toml ── blocks (law `sweep`): works run, the lab has the balloon moved to a random size every horizon ─┐
-//!                         └ ballast-host answers demands, takes nothing by itself, and journals                     │
+//!                         └ ballast-host answers demands and takes nothing by itself (odd repetitions), or only     │
+//!                           watches (even ones), and journals                                                       │
 //!   DIR/blocks/*.json  DIR/journals/*.jsonl  <─────────────────────────────────────────────────────────────────────┘
 //!        └── replayed through the planner: features before a horizon, the outcome at its end ── DIR/rows.jsonl
 //!                                                                       DIR/manifest.json, DIR/CARD.md
@@ -22,7 +23,7 @@ use ballast_predictor::{Dataset, Manifest, RunInfo};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
-pub use sweep::{Move, Sweep};
+pub use sweep::{Move, SWEPT, Sweep};
 
 /// The planner's horizon, seconds.
 pub(crate) const HORIZON_S: f64 = ballast_planner::HORIZON.0 as f64 / 1e6;

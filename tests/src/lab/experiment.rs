@@ -285,11 +285,13 @@ impl Experiment {
         })
     }
 
-    /// Tells one text from another: a block of another text is not resumed.
+    /// Tells one text, one choice of arms and one making of programs and images from another: a block of another is not resumed.
     #[must_use]
-    pub fn fingerprint(&self) -> String {
+    pub fn fingerprint(&self, made: &str) -> String {
         let mut hasher = DefaultHasher::new();
         self.text.hash(&mut hasher);
+        format!("{:?}", self.arms).hash(&mut hasher);
+        made.hash(&mut hasher);
         format!("{:016x}", hasher.finish())
     }
 
@@ -302,17 +304,10 @@ impl Experiment {
         Self { arms, settle: self.settle.min(FIXED_SETTLES), ..self.clone() }
     }
 
-    /// Leaves out all arms but these and `static`.
-    ///
-    /// # Errors
-    /// One of them is not there.
-    pub fn keep_arms(&mut self, names: &[String]) -> anyhow::Result<()> {
-        if let Some(unknown) = names.iter().find(|n| self.arms.iter().all(|a| a.name != **n)) {
-            let known: Vec<&str> = self.arms.iter().map(|a| a.name.as_str()).collect();
-            anyhow::bail!("no arm `{unknown}`; there are {}", known.join(", "));
-        }
+    /// Leaves out all arms but these and `static`. Returns whether any of these is there.
+    pub fn keep_arms(&mut self, names: &[String]) -> bool {
         self.arms.retain(|a| a.name == super::results::STATIC || names.contains(&a.name));
-        Ok(())
+        self.arms.iter().any(|a| names.contains(&a.name))
     }
 
     /// The range in which the oracle is searched: the smallest guest decides.
@@ -402,6 +397,10 @@ fn check_phases(place: &Place<'_>, file: &File, guests: &[GuestSpec]) -> Result<
             measured: raw.measured.unwrap_or(!matches!(work, Work::Rest { .. } | Work::Age { .. })),
         };
         let times = raw.times.as_ref().map_or(1, |t| *t.get_ref());
+        if times == 0 {
+            let at = raw.times.as_ref().map_or(0, |t| t.span().start);
+            return Err(place.wrong(at, "times = 0: nothing would be run"));
+        }
         phases.extend(std::iter::repeat_n(phase, times as usize));
     }
     Ok(phases)
@@ -468,6 +467,20 @@ times = 2
             ("budget", "settle = \"soon\"\nbudget", 3, "not a time"),
             ("budget", "lasting = \"long\"\nbudget", 3, "not a time"),
             ("budget", "repetitions = 0\nbudget", 3, "nothing would be run"),
+            ("times = 2", "times = 0", 9, "nothing would be run"),
+            (
+                "\"static\", \"mom\", { name = \"bare\", law = \"ballast\", settings = { headroom = \"32MiB\" } }",
+                "",
+                2,
+                "nothing",
+            ),
+            (
+                "[[phase]]\nwork = { do = \"rest\", secs = 1 }\ntimes = 2\n",
+                "",
+                1,
+                "at least one [[guest]] and one [[phase]]",
+            ),
+            ("[[phase]]", "[[guest]]\nname = \"a\"\nmemory = \"512MiB\"\n[[phase]]", 7, "twice"),
         ] {
             let said = said(piece, by);
             assert!(said.starts_with(&format!("x.toml:{line}: ")), "{by}: {said}");
@@ -478,8 +491,12 @@ times = 2
     #[test]
     fn another_text_is_another_experiment() {
         let (one, other) = (read(GOOD).unwrap(), read(&GOOD.replace("448", "449")).unwrap());
-        assert_eq!(one.fingerprint(), read(GOOD).unwrap().fingerprint());
-        assert_ne!(one.fingerprint(), other.fingerprint());
+        assert_eq!(one.fingerprint("a"), read(GOOD).unwrap().fingerprint("a"));
+        assert_ne!(one.fingerprint("a"), other.fingerprint("a"));
+        assert_ne!(one.fingerprint("a"), one.fingerprint("b"), "made by another daemon");
+        let mut fewer = read(GOOD).unwrap();
+        assert!(fewer.keep_arms(&["mom".into()]));
+        assert_ne!(one.fingerprint("a"), fewer.fingerprint("a"), "a block of fewer arms is not whole");
     }
 
     #[test]
@@ -493,8 +510,8 @@ times = 2
     #[test]
     fn arms_that_are_not_there_cannot_be_kept() {
         let mut e = read(GOOD).unwrap();
-        assert!(e.keep_arms(&["drs".into()]).unwrap_err().to_string().contains("static, mom, bare"));
-        e.keep_arms(&["bare".into()]).unwrap();
+        assert!(e.keep_arms(&["bare".into(), "drs".into()]));
         assert_eq!(e.arms.len(), 2);
+        assert!(!e.keep_arms(&["drs".into()]), "only static is left");
     }
 }

@@ -373,15 +373,14 @@ fn foot(html: &mut String, summary: &Summary) -> Result<()> {
         write!(html, "<details><summary>{}</summary><pre>{}</pre></details>", escaped(name), escaped(text))?;
     }
     let asked = &summary.run.asked;
-    let order = if asked.ends_with(".toml") { asked.clone() } else { format!("--suite {asked}") };
     write!(
         html,
-        "<h2>How to do it again</h2>\n<pre>git checkout {}\nmake image\ncargo run --release -p ballast-tests --bin ballast-lab -- run {}</pre>\n\
+        "<h2>How to do it again</h2>\n<pre>git checkout {}\nmake workload\ncargo build --release -p ballast-host\ncargo run --release -p ballast-tests --bin ballast-lab -- run {}</pre>\n\
          <p class=\"note\">Figures are medians of ratios paired by repetition and phase; intervals are 95 % percentile intervals of \
          2000 bootstrap resamples that draw repetitions first and phases within them second. This page, summary.json and \
          summary.csv are made from the blocks by <code>ballast-lab report</code>.</p>\n</footer>",
         escaped(summary.run.version.trim_end_matches("-dirty")),
-        escaped(&order)
+        escaped(asked)
     )?;
     Ok(())
 }

@@ -11,6 +11,7 @@ use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::{Cgroup, hierarchies};
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 const PREFIX: &str = "ballast-lab-";
 
@@ -34,6 +35,7 @@ impl Limits {
     }
 
     fn set(processes: &[(u32, Bytes)]) -> Result<Self> {
+        remove_left(false);
         let mut limits = Self(Vec::new());
         for (pid, size) in processes {
             let name = format!("{PREFIX}{}-{pid}", std::process::id());
@@ -64,6 +66,25 @@ impl Drop for Limits {
             // Back to where everybody is: a group with tasks cannot be removed. QEMU may be gone already.
             let _ = group.remove_task_by_tgid(*pid);
             let _ = group.delete();
+        }
+    }
+}
+
+/// Removes the groups of owners that are no more, and with `own` those of this process, whose processes have been killed: a group
+/// that is left behind holds nothing, but is seen by everybody.
+pub fn remove_left(own: bool) {
+    let mine = std::process::id();
+    for base in ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"] {
+        for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let owner = name.strip_prefix(PREFIX).and_then(|n| n.split('-').next()?.parse::<u32>().ok());
+            let Some(owner) = owner else { continue };
+            if (own && owner == mine) || !Path::new(&format!("/proc/{owner}")).exists() {
+                // It takes a moment until a killed process has left it.
+                let _ = (0..100).any(|_| {
+                    fs::remove_dir(entry.path()).map_err(|_| std::thread::sleep(Duration::from_millis(20))).is_ok()
+                });
+            }
         }
     }
 }
@@ -124,6 +145,14 @@ mod tests {
         for root in ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"] {
             assert!(!Path::new(root).join(&name).exists(), "{root}/{name} is left");
         }
+        // Of an owner that was killed the next one removes what is left.
+        let mut owner = Command::new("true").spawn().unwrap();
+        owner.wait().unwrap();
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let left = if v1.exists() { v1 } else { Path::new("/sys/fs/cgroup") }.join(format!("{PREFIX}{}-1", owner.id()));
+        fs::create_dir(&left).unwrap();
+        remove_left(false);
+        assert!(!left.exists(), "{} is left", left.display());
     }
 
     #[test]

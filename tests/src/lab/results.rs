@@ -65,7 +65,7 @@ pub struct Host {
 pub struct Block {
     /// The experiment's name.
     pub experiment: String,
-    /// Of the file's text: a block of another text is not resumed.
+    /// Of the file's text, the arms, the daemon and the images: a block of others is not resumed.
     pub fingerprint: String,
     /// From 1. An oracle search counts its own.
     pub repetition: u32,

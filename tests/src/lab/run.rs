@@ -45,8 +45,21 @@ pub struct Done {
     pub resumed: u32,
     /// Blocks that time did not allow.
     pub left_out: Vec<String>,
-    /// Blocks that could not be run, or in which an arm broke, and why.
+    /// Blocks that could not be run, or in which an arm broke, and why. Also those that were there already.
     pub broken: Vec<String>,
+    /// Blocks that were there, of other programs, images, arms or settings: moved away.
+    pub superseded: u32,
+    /// The longest block so far, seconds.
+    longest_s: f64,
+}
+
+/// What all jobs of a run have in common.
+struct Shared<'a> {
+    made: &'a str,
+    journals: &'a Path,
+    bar: &'a ProgressBar,
+    begun: Instant,
+    done: &'a Mutex<Done>,
 }
 
 #[derive(Clone, Copy)]
@@ -55,15 +68,29 @@ enum Job<'a> {
     Oracle(&'a Experiment),
 }
 
-/// Shows what is being done on the terminal; a line a step where there is none.
+/// Shows what is being done on the terminal; lines on the standard error output where there is none.
 struct Shown<'a> {
     bar: &'a ProgressBar,
     head: String,
 }
 
+/// A line that stays.
+fn say(bar: &ProgressBar, line: &str) {
+    if bar.is_hidden() {
+        let percent = 100 * bar.position() / bar.length().unwrap_or(1).max(1);
+        eprintln!("{percent:>3} %  {line}");
+    } else {
+        bar.println(line);
+    }
+}
+
 impl block::Progress for Shown<'_> {
     fn doing(&self, what: &str) {
-        self.bar.set_message(format!("{}: {what}", self.head));
+        let line = format!("{}: {what}", self.head);
+        if self.bar.is_hidden() {
+            say(self.bar, &line);
+        }
+        self.bar.set_message(line);
     }
 
     fn step(&self) {
@@ -81,7 +108,9 @@ impl Order {
         // What it costs is worth it where arms are compared.
         let compares = self.experiments.iter().any(|e| e.arms.len() > 1);
         let warm = compares.then(Warm::where_needed).flatten();
-        self.prepare(warm.is_some())?;
+        self.fits()?;
+        let made = made();
+        let superseded = self.prepare(warm.is_some(), &made)?;
         let journals = self.folder.join("journals");
         let jobs = self.jobs();
         let total = jobs.iter().map(|job| job.steps()).sum();
@@ -90,8 +119,9 @@ impl Order {
             "{bar:24} {percent:>3} %  {elapsed} gone, about {eta} left  {msg}",
         )?);
         bar.enable_steady_tick(Duration::from_millis(500));
-        let done = Mutex::new(Done::default());
+        let done = Mutex::new(Done { superseded, ..Done::default() });
         let left = Mutex::new(jobs.into_iter());
+        let shared = Shared { made: &made, journals: &journals, bar: &bar, begun, done: &done };
         let worker = || -> Result<()> {
             loop {
                 // A statement of its own, so that the others may go on while this job runs.
@@ -99,9 +129,10 @@ impl Order {
                 match next {
                     None => return Ok(()),
                     Some(Job::Block(experiment, repetition)) => {
-                        self.block(experiment, repetition, false, &journals, &bar, begun, &done)?;
+                        let print = experiment.fingerprint(&made);
+                        self.block(experiment, &print, repetition, false, &shared)?;
                     }
-                    Some(Job::Oracle(experiment)) => self.oracle(experiment, &journals, &bar, begun, &done)?,
+                    Some(Job::Oracle(experiment)) => self.oracle(experiment, &shared)?,
                 }
             }
         };
@@ -113,7 +144,30 @@ impl Order {
         done.into_inner().ok().context("a block panicked")
     }
 
-    fn prepare(&self, kept_warm: bool) -> Result<()> {
+    /// All guests of a block live at once and are aged: they must fit.
+    fn fits(&self) -> Result<()> {
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let Some(free) = meminfo_kib(&meminfo, "MemAvailable").map(|kib| kib / 1024) else { return Ok(()) };
+        let needs = |e: &Experiment| {
+            let guests: u64 = e.guests.iter().map(|g| g.memory.as_mib()).sum();
+            guests * e.arms.len() as u64 + e.client.as_ref().map_or(0, |c| c.memory.as_mib())
+        };
+        for experiment in &self.experiments {
+            let needs = needs(experiment) * self.parallel.max(1) as u64;
+            if needs > free {
+                bail!(
+                    "{}: its {} arms need {needs} MiB at once, and this machine has {free} MiB available: give it fewer arms \
+                     (--arms) or smaller guests",
+                    experiment.name,
+                    experiment.arms.len()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns how many blocks were there that are of something else.
+    fn prepare(&self, kept_warm: bool, made: &str) -> Result<u32> {
         if self.fresh {
             for part in ["blocks", "journals"] {
                 let path = self.folder.join(part);
@@ -126,15 +180,46 @@ impl Order {
             let path = self.folder.join(part);
             fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
         }
+        let superseded = self.set_aside(made)?;
+        // Of an earlier run in this folder the blocks of other experiments stay, and what is known of them.
+        let before: Option<Run> = results::read_json(&self.folder.join("run.json")).ok().filter(|_| !self.fresh);
+        let mut experiments = before.map(|run| run.experiments).unwrap_or_default();
+        experiments.extend(self.experiments.iter().map(|e| (e.name.clone(), e.text.clone())));
         let run = Run {
             started_unix: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs(),
             version: version(),
             asked: self.asked.clone(),
             machine: host(kept_warm),
             image: image(),
-            experiments: self.experiments.iter().map(|e| (e.name.clone(), e.text.clone())).collect(),
+            experiments,
         };
-        results::write_json(&self.folder.join("run.json"), &run)
+        results::write_json(&self.folder.join("run.json"), &run)?;
+        Ok(superseded)
+    }
+
+    /// Blocks of these experiments that were made by other programs, from other images, or with other arms would be compared with
+    /// what is run now.
+    fn set_aside(&self, made: &str) -> Result<u32> {
+        let mut moved = 0;
+        for experiment in &self.experiments {
+            let print = experiment.fingerprint(made);
+            let others = |path: &PathBuf| results::read_json::<Block>(path).is_ok_and(|b| b.fingerprint != print);
+            let repetitions = (1..=u32::MAX).map(|n| self.path(experiment, n, false)).take_while(|p| p.exists());
+            let stale: Vec<PathBuf> = repetitions.filter(others).collect();
+            let mut all = stale.clone();
+            if !stale.is_empty() {
+                // Its oracle was found for the same programs.
+                all.extend((1..=u32::MAX).map(|n| self.path(experiment, n, true)).take_while(|p| p.exists()));
+            }
+            for path in all {
+                let away = self.folder.join("superseded");
+                fs::create_dir_all(&away).with_context(|| away.display().to_string())?;
+                let name = path.file_name().context("a block has a name")?;
+                fs::rename(&path, away.join(name)).with_context(|| path.display().to_string())?;
+                moved += 1;
+            }
+        }
+        Ok(moved)
     }
 
     fn jobs(&self) -> Vec<Job<'_>> {
@@ -156,15 +241,10 @@ impl Order {
     }
 
     /// The search: sizes are tried side by side until the summary knows the smallest without loss.
-    fn oracle(
-        &self,
-        experiment: &Experiment,
-        journals: &Path,
-        bar: &ProgressBar,
-        begun: Instant,
-        done: &Mutex<Done>,
-    ) -> Result<()> {
+    fn oracle(&self, experiment: &Experiment, shared: &Shared<'_>) -> Result<()> {
         let (min, max) = experiment.oracle_range();
+        // The sizes follow from the blocks before.
+        let print = experiment.fingerprint(shared.made);
         let mut tried: Vec<Block> = Vec::new();
         for repetition in 1.. {
             let sizes = summary::next_oracle_sizes(&tried, min, max);
@@ -172,7 +252,7 @@ impl Order {
                 break;
             }
             let experiment = experiment.at_sizes(&sizes);
-            match self.block(&experiment, repetition, true, journals, bar, begun, done)? {
+            match self.block(&experiment, &print, repetition, true, shared)? {
                 Some(block) => tried.push(block),
                 None => break,
             }
@@ -180,32 +260,34 @@ impl Order {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)] // One caller each; a struct would only rename them.
     fn block(
         &self,
         experiment: &Experiment,
+        print: &str,
         repetition: u32,
         oracle: bool,
-        journals: &Path,
-        bar: &ProgressBar,
-        begun: Instant,
-        done: &Mutex<Done>,
+        shared: &Shared<'_>,
     ) -> Result<Option<Block>> {
+        let Shared { journals, bar, begun, done, .. } = shared;
         let done = || done.lock().expect("no holder panics");
         let kind = if oracle { " oracle" } else { "" };
         let head = format!("{}{kind} {repetition}", experiment.name);
         let path = self.path(experiment, repetition, oracle);
         if let Ok(block) = results::read_json::<Block>(&path)
-            && block.fingerprint == experiment.fingerprint()
+            && block.fingerprint == print
         {
-            done().resumed += 1;
+            let mut done = done();
+            done.resumed += 1;
+            done.broken
+                .extend(broken(&block, &head).map(|told| format!("{told} (in an earlier run; --fresh tries again)")));
             bar.inc(block::steps(experiment));
             return Ok(Some(block));
         }
         let like = (1..=experiment.repetitions)
             .filter_map(|n| results::read_json::<Block>(&self.path(experiment, n, false)).ok());
         let planned = experiment.lasting.map_or(0.0, |lasting| (lasting + experiment.settle).as_secs_f64());
-        let expected = like.map(|b| b.took_s).next().unwrap_or(planned);
+        // One that was never run takes as long as the longest so far.
+        let expected = like.map(|b| b.took_s).next().unwrap_or_else(|| planned.max(done().longest_s));
         if let Some(within) = self.within
             && begun.elapsed().as_secs_f64() + expected > within.as_secs_f64()
         {
@@ -216,20 +298,21 @@ impl Order {
         let shown = Shown { bar, head: head.clone() };
         match block::run(experiment, repetition, oracle, journals, &shown) {
             Ok(block) => {
-                for arm in &block.arms {
-                    if let Some(error) = &arm.error {
-                        let told = format!("{head}, arm {}: {error}", arm.arm);
-                        bar.println(&told);
-                        done().broken.push(told);
-                    }
-                }
+                let block = Block { fingerprint: print.to_owned(), ..block };
                 results::write_json(&path, &block)?;
-                done().ran += 1;
+                let mut done = done();
+                for told in broken(&block, &head) {
+                    say(bar, &told);
+                    done.broken.push(told);
+                }
+                done.ran += 1;
+                done.longest_s = done.longest_s.max(block.took_s);
+                drop(done);
                 Ok(Some(block))
             }
             Err(e) => {
                 let told = format!("{head}: {e:#}");
-                bar.println(&told);
+                say(bar, &told);
                 done().broken.push(told);
                 Ok(None)
             }
@@ -249,6 +332,25 @@ impl Job<'_> {
     }
 }
 
+/// The arms that broke, and why.
+fn broken(block: &Block, head: &str) -> impl Iterator<Item = String> {
+    block.arms.iter().filter_map(move |arm| Some(format!("{head}, arm {}: {}", arm.arm, arm.error.as_ref()?)))
+}
+
+/// What blocks are made of: the daemon and the images. This program is left out, so that a better report keeps its blocks.
+fn made() -> String {
+    let mut hasher = DefaultHasher::new();
+    let daemon = crate::HostAgent::program().and_then(|path| Ok(fs::read(path)?));
+    daemon.unwrap_or_default().hash(&mut hasher);
+    format!("ballast-host {:016x}, {}", hasher.finish(), image())
+}
+
+/// A figure of /proc/meminfo, KiB.
+fn meminfo_kib(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
 /// This machine, for the report.
 fn host(kept_warm: bool) -> Host {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -256,12 +358,10 @@ fn host(kept_warm: bool) -> Host {
         let line = text.lines().find(|l| l.starts_with(key)).unwrap_or_default();
         line.split_once(':').map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
     };
-    let memory = field(&read("/proc/meminfo"), "MemTotal");
-    let memory_kib: u64 = memory.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
     Host {
         cpu: field(&read("/proc/cpuinfo"), "model name"),
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        memory_mib: memory_kib / 1024,
+        memory_mib: meminfo_kib(&read("/proc/meminfo"), "MemTotal").unwrap_or(0) / 1024,
         kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
         qemu: said("qemu-system-x86_64", &["--version"]),
         accelerator: crate::Accel::here().map(|a| format!("{a:?}").to_lowercase()).unwrap_or_default(),

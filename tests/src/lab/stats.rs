@@ -135,6 +135,8 @@ pub fn difference(ratio: f64, interval: Option<Interval>, noise: f64) -> Differe
     let Some(interval) = interval else { return Difference::Unknown };
     let inside_noise = ratio <= noise && ratio >= 1.0 / noise;
     match ratio {
+        // At least half of it did nothing at all: no interval is wide enough to call that the same.
+        r if r <= 0.0 => Difference::Less,
         _ if inside_noise || (interval.low <= 1.0 && interval.high >= 1.0) => Difference::None,
         r if r > 1.0 => Difference::More,
         _ => Difference::Less,
@@ -149,6 +151,8 @@ mod tests {
     #[test]
     fn by_hand() {
         assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(difference(0.0, Some(Interval { low: 0.0, high: 1.3 }), 1.1), Difference::Less);
+        assert_eq!(difference(0.9, Some(Interval { low: 0.8, high: 1.3 }), 1.1), Difference::None);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
         assert_eq!(median(&[]), None);
         assert_eq!(mean(&[1.0, 2.0, 6.0]), Some(3.0));

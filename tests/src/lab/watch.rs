@@ -26,8 +26,8 @@ pub struct Watched {
     pub stalled_before: Option<u64>,
     /// Why it cannot be watched any more.
     pub lost: Option<String>,
-    /// Where its balloon goes, and the configuration of the host agent that moves it, where chance decides.
-    pub sweep: Option<(Sweep, PathBuf)>,
+    /// Where its balloon goes, where chance decides; and the configuration of the host agent that moves it, unless the lab does.
+    pub sweep: Option<(Sweep, Option<PathBuf>)>,
 }
 
 impl Watched {
@@ -44,11 +44,15 @@ impl Watched {
         let now = zero.elapsed().as_secs_f64();
         let Some(what) = sweep.due(now, &self.series) else { return };
         let size = if let Move::Hold(size) = what { format!("{}M", size.as_mib()) } else { String::new() };
-        let words: &[&str] = match what {
-            Move::Hold(_) => &["hold", sweep.guest(), &size, "--reason", "sweep"],
-            Move::Release => &["release", sweep.guest()],
+        let moved = match (host, what) {
+            (Some(host), Move::Hold(_)) => {
+                HostAgent::tell(host, &["hold", sweep.guest(), &size, "--reason", "sweep"]).map(drop)
+            }
+            (Some(host), Move::Release) => HostAgent::tell(host, &["release", sweep.guest()]).map(drop),
+            (None, Move::Hold(size)) => self.machine.qmp.set_balloon(size),
+            (None, Move::Release) => Ok(()),
         };
-        if let Err(e) = HostAgent::tell(host, words) {
+        if let Err(e) = moved {
             self.lost = Some(format!("{e:#}"));
         }
     }

@@ -139,6 +139,15 @@ fn a_difference_beyond_the_noise_is_said() {
     assert!(figures[1].value.contains("0.70 in plain"), "{figures:?}");
     assert_eq!(figures[0].reached, Some(true));
     assert_eq!(figures[3].reached, None, "no oracle was searched: {figures:?}");
+    // What the harness saw killed counts, also when no kernel is left that counted it; and what broke is not known.
+    for (killed, expected) in [(1, Some(false)), (0, None)] {
+        let mut blocks = blocks.clone();
+        let ours = blocks[0].arms.iter_mut().find(|a| a.arm == "ballast").unwrap();
+        ours.phases[0].outcome.killed = killed;
+        ours.error = Some("the guest is gone".to_owned());
+        let figures = summary::figures(&summary::of(world::run(), &blocks), &[]);
+        assert_eq!(figures[0].reached, expected, "{figures:?}");
+    }
 }
 
 #[test]
@@ -327,6 +336,7 @@ fn the_page_is_one_well_formed_file_that_loads_nothing() {
     let page = page(1);
     assert!(page.len() < 3 << 20, "{} bytes", page.len());
     assert_eq!(page, self::page(1), "the same blocks, the same page");
+    assert!(page.contains("--bin ballast-lab -- run --suite quick --no-oracle</pre>"), "how to do it again");
     assert!(!page.contains("://") && !page.contains("@import") && !page.contains("url("), "it loads something");
     for odd in ["NaN", "inf\"", "inf ", "-0 %", "&lt;b&gt; &amp;amp;"] {
         assert!(!page.contains(odd), "{odd}: {}", &page[page.find(odd).unwrap() - 80..][..160]);

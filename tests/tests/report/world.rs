@@ -240,7 +240,7 @@ pub fn run() -> Run {
     Run {
         started_unix: 1_795_247_000,
         version: "v0.1.0-12-gabcdef0".to_owned(),
-        asked: "quick".to_owned(),
+        asked: "--suite quick --no-oracle".to_owned(),
         machine: Host {
             cpu: "An Emulated <CPU> @ 2.1 GHz".to_owned(),
             cpus: 2,

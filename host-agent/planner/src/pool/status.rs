@@ -33,7 +33,7 @@ pub struct HostStatus {
     pub burst_reserve: Bytes,
     /// The sum of all reservations.
     pub reserved: Bytes,
-    /// What VMs keep that cannot give: exempt, paused, without a balloon, agent lost...
+    /// What VMs keep that cannot give: exempt, paused, without a balloon, with one that does not move, agent lost...
     pub unavailable: Bytes,
     /// How much is missing; zero: enough for all.
     pub short: Bytes,
@@ -49,7 +49,8 @@ impl Planner {
         let limit = self.pool.limit(at)?;
         let cannot_give = |vm: &&Vm| {
             let passing = [Holding::Moving, Holding::Stale];
-            guard::may_take(vm, at).is_err_and(|why| !passing.contains(&why) && !matches!(why, Holding::Blocked(_)))
+            let passes = |why: Holding| passing.contains(&why) || (matches!(why, Holding::Blocked(_)) && !vm.stuck);
+            guard::may_take(vm, at).is_err_and(|why| !passes(why))
         };
         let status = |r: &Reservation| ReservationStatus {
             name: r.name.clone(),

@@ -21,6 +21,8 @@ pub struct Guest {
     /// Asked for and not yet touched.
     pub pending: Bytes,
     pub agent: bool,
+    /// Its balloon does not move.
+    pub stuck: bool,
     pub settings: VmSettings,
 }
 
@@ -61,6 +63,7 @@ impl Many {
             cache: Bytes::ZERO,
             pending: Bytes::ZERO,
             agent: true,
+            stuck: false,
             settings,
         };
         self.guests.insert(VmName::from(name), guest);
@@ -132,7 +135,9 @@ impl Many {
             for name in &names {
                 let target = self.target(&name.0);
                 let guest = self.guests.get_mut(name).expect("known");
-                guest.kept = target.max(KERNEL + guest.used).min(guest.max);
+                if !guest.stuck {
+                    guest.kept = target.max(KERNEL + guest.used).min(guest.max);
+                }
                 let kept = guest.kept;
                 self.hand(Input::Balloon { vm: name.clone(), actual: kept });
                 self.report(&name.0);

@@ -7,9 +7,11 @@
 pub mod guest;
 pub mod oracle;
 
-use ballast_planner::{Action, Facts, Input, LawSettings, Mode, Notice, Planner, Reason, SILENCE, VmName};
+use ballast_planner::{
+    Action, Facts, Hold, HostMemory, Input, LawSettings, Mode, Notice, Planner, Reason, Reservation, SILENCE, VmName,
+};
 use ballast_protocol::{Bytes, GuestMessage, Micros, Source, Telemetry, Verdict};
-use guest::{Guest, TICK, Temper};
+use guest::{Dice, Guest, TICK, Temper};
 use oracle::Oracle;
 use std::collections::BTreeMap;
 
@@ -44,6 +46,11 @@ pub struct World {
     pub guests: Vec<Guest>,
     pub actions: Vec<(Micros, Action)>,
     pub takings: u64,
+    pub givings: u64,
+    /// What the planner was told, wakes included.
+    pub events: u64,
+    /// The host tells its memory each second: so much is not the guests' and not free.
+    pub others: Option<Bytes>,
     /// What all may have together.
     budget: Option<Bytes>,
     /// Another law than ours rules: it knows no floor and no trust, and may order anew at any time.
@@ -62,6 +69,9 @@ impl World {
             guests,
             actions: Vec::new(),
             takings: 0,
+            givings: 0,
+            events: 0,
+            others: None,
             budget: None,
             ruled: false,
             oracle: None,
@@ -98,6 +108,48 @@ impl World {
         world.books = world.guests.iter().map(|g| (g.name.clone(), Book::default())).collect();
         world.find_all();
         world
+    }
+
+    /// The fleet on a host that has `total` and no budget: what is free is read each second.
+    pub fn on_host(total: Bytes, others: Bytes, guests: Vec<Guest>) -> Self {
+        let mut world = Self::within(total, guests);
+        world.others = Some(others);
+        world.planner.handle(world.now, Input::Pool { budget: None, reserve: None });
+        world.tell_host();
+        world
+    }
+
+    fn tell_host(&mut self) {
+        let (Some(others), Some(total)) = (self.others, self.budget) else { return };
+        let kept: Bytes = self.guests.iter().map(Guest::kept).sum();
+        let available = total - others - kept;
+        self.say(Input::Host(HostMemory { total, available, psi_some_avg10: None }));
+    }
+
+    /// What no guest says.
+    pub fn say(&mut self, input: Input) {
+        self.events += 1;
+        self.planner.handle(self.now, input);
+        self.carry_out(None);
+    }
+
+    /// Somebody with the right to do so does something.
+    pub fn operate(&mut self, dice: &mut Dice) {
+        let size = Bytes::mib(dice.roll(1_200));
+        let vm = self.guests[dice.roll(self.guests.len() as u64) as usize].name.clone();
+        let until = self.now + Micros::secs(1 + dice.roll(20));
+        let hold = |until| Hold { size, until, by: "somebody".into(), reason: "why not".into() };
+        let name = VmName(format!("new{}", dice.roll(3)));
+        let input = match dice.roll(8) {
+            0 => Input::Hold { vm, hold: Some(hold(None)) },
+            1 | 2 => Input::Hold { vm, hold: Some(hold(Some(until))) },
+            3 => Input::Hold { vm, hold: None },
+            4 => Input::Reserve(Reservation { name, size, until }),
+            5 => Input::Unreserve { name },
+            6 => Input::Reclaim { size },
+            _ => return,
+        };
+        self.say(input);
     }
 
     /// A fleet of `count` guests whose seeds do not depend on one another.
@@ -142,6 +194,9 @@ impl World {
 
     pub fn tick(&mut self) {
         self.now += TICK;
+        if self.now.0.is_multiple_of(1_000_000) {
+            self.tell_host();
+        }
         for guest in &self.guests {
             self.books.entry(guest.name.clone()).or_default().expire(self.now, guest);
         }
@@ -152,6 +207,7 @@ impl World {
         }
         self.foretell();
         while self.planner.deadline().is_some_and(|due| due <= self.now) {
+            self.events += 1;
             self.planner.handle(self.now, Input::Wake);
             assert!(self.planner.deadline().is_none_or(|due| due > self.now), "a wake leaves nothing due");
             self.carry_out(None);
@@ -194,6 +250,7 @@ impl World {
         if let Some(book) = self.books.get_mut(&name) {
             book.hear(self.now, &input, &self.guests[i]);
         }
+        self.events += 1;
         self.planner.handle(self.now, input);
         self.carry_out(demand.map(|id| (name, id)));
     }
@@ -221,6 +278,7 @@ impl World {
                     let trusted = self.planner.vm(&name).is_some_and(|vm| vm.trust.is_trusted());
                     let taking = book.judge(self.now, guest, target.bytes(), *from, (trusted, self.ruled), &action);
                     self.takings += u64::from(taking);
+                    self.givings += u64::from(target.bytes() > *from);
                     let told = target.bytes();
                     let rebooted = matches!(&action, Action::Order { reason: ballast_planner::Reason::Rebooted, .. });
                     let before = book.kept.max(*from);

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Collects data for the predictor. Works run in real guests while the lab moves their balloons to random sizes and a host
-/// agent in a dry run journals what the guests say; the journals, replayed, become rows.jsonl, manifest.json and CARD.md.
+/// Collects data for the predictor. Works run in real guests whose balloons are moved to random sizes. In repetitions of odd
+/// numbers a host agent moves them and answers what guests ask for; in those of even numbers it runs dry, and nobody helps. Its
+/// journals, replayed, become rows.jsonl, manifest.json and CARD.md.
 /// Blocks that are complete are not run again.
 #[derive(Debug, clap::Args)]
 pub struct CollectCommand {
@@ -21,9 +22,9 @@ pub struct CollectCommand {
     /// Where the data goes; `collect` in the target folder unless said.
     #[arg(long)]
     out: Option<PathBuf>,
-    /// So many repetitions instead of the files'.
-    #[arg(long)]
-    repetitions: Option<u32>,
+    /// So many repetitions.
+    #[arg(long, default_value_t = 2)]
+    repetitions: u32,
     /// So many guests at once. More than there are CPUs wait for each other, which looks like a lack of memory.
     #[arg(long, default_value_t = 2)]
     parallel: usize,
@@ -79,7 +80,7 @@ impl CollectCommand {
             if experiment.arms.len() != 1 || experiment.arms[0].law != Law::Sweep {
                 bail!("{}: data is collected by one arm, of the law `sweep`", file.display());
             }
-            experiment.repetitions = self.repetitions.unwrap_or(experiment.repetitions).max(1);
+            experiment.repetitions = self.repetitions.max(1);
             experiments.push(experiment);
         }
         // A sweep's fixed sizes are beside the point.

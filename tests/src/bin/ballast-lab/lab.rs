@@ -97,19 +97,29 @@ impl RunCommand {
             let mut experiment = Experiment::read(file)?;
             experiment.repetitions = self.repetitions.unwrap_or(experiment.repetitions).max(1);
             experiment.oracle &= !self.no_oracle;
-            if !self.arms.is_empty() {
-                experiment.keep_arms(&self.arms).with_context(|| file.display().to_string())?;
+            if !self.arms.is_empty() && !experiment.keep_arms(&self.arms) {
+                continue;
             }
             experiments.push(experiment);
         }
-        let asked = self.suite.as_ref().map_or_else(
-            || files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(" "),
-            |suite| format!("suite {suite}"),
-        );
+        if let Some(unknown) =
+            self.arms.iter().find(|a| experiments.iter().all(|e| e.arms.iter().all(|b| b.name != **a)))
+        {
+            bail!("no arm `{unknown}` in {}; `ballast-lab list` shows what there is", self.asked(&files));
+        }
+        let asked = self.asked(&files);
         let folder = self.out.clone().unwrap_or_else(|| paths::target().join("lab"));
         let order = Order { experiments, folder, asked, within: self.within, fresh: self.fresh, parallel: 1 };
         let done = order.run()?;
         super::report::make(&order.folder)?;
+        if done.superseded > 0 {
+            let away = order.folder.join("superseded");
+            println!(
+                "{} blocks of other programs, images, arms or settings are in {} now",
+                done.superseded,
+                away.display()
+            );
+        }
         if done.resumed > 0 {
             println!("{} blocks were there already, {} were run", done.resumed, done.ran);
         }
@@ -120,6 +130,22 @@ impl RunCommand {
             println!("BROKEN {told}");
         }
         Ok(if done.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+impl RunCommand {
+    /// The command line that asks for the same again, without `--out`, `--within` and `--fresh`.
+    fn asked(&self, files: &[PathBuf]) -> String {
+        let mut words = match &self.suite {
+            Some(suite) => vec![format!("--suite {suite}")],
+            None => files.iter().map(|f| f.display().to_string()).collect(),
+        };
+        if !self.arms.is_empty() {
+            words.push(format!("--arms {}", self.arms.join(",")));
+        }
+        words.extend(self.repetitions.map(|n| format!("--repetitions {n}")));
+        words.extend(self.no_oracle.then(|| "--no-oracle".to_owned()));
+        words.join(" ")
     }
 }
 

@@ -75,8 +75,9 @@ fn head(text: &mut String, run: &Run, manifest: &Manifest, made: &Made) -> std::
     )?;
     writeln!(
         text,
-        "- The host agent moves the balloon there and then only gives: what the guest asks for, what survival wants, what hurt. So a \
-         loss is what remains when the fast path has done what it can.\n",
+        "- In runs of odd numbers the host agent moves the balloon there and then only gives: what the guest asks for, what survival \
+         wants, what hurt. A loss is what remains when the fast path has done what it can. In runs of even numbers it runs dry and \
+         the balloon is moved behind its back: a loss is what happens when nobody helps. The column `answered` tells them apart.\n",
     )
 }
 
@@ -120,7 +121,7 @@ fn columns(text: &mut String, manifest: &Manifest) -> std::fmt::Result {
     )?;
     writeln!(
         text,
-        "- `loss`: the part of the horizon in which tasks stalled for memory, or the service lost by probes, the larger, 0 to 1; \
+        "- `loss`: the part of the horizon in which tasks stalled for memory, or the service lost by two probes, the larger, 0 to 1; \
          `pressure`: whether there was any worth the name. Both are the planner's.\n"
     )
 }

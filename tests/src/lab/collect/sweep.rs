@@ -1,8 +1,9 @@
 //! Where a guest's balloon is moved next, and when.
 //!
-//! The host agent moves it, by an operator's hold that is released as soon as the size is reached, under the law itself but for
-//! one thing: it takes nothing of its own accord. So a size is a size that the law can come to, and what is asked for within the
-//! horizon is given as ever: a loss is what remains when the fast path has done what it can.
+//! In repetitions of odd numbers the host agent moves it, by an operator's hold that is released as soon as the size is reached,
+//! under the law itself but for one thing: it takes nothing of its own accord. So a size is a size that the law can come to, and
+//! what is asked for within the horizon is given as ever: a loss is what remains when the fast path has done what it can. In those
+//! of even numbers the lab moves it and the host agent runs dry: a loss is what happens when nobody helps.
 //!
 //! Each move is an intervention: the guest is as it is, gets a size that chance has chosen, and is left alone for a whole
 //! horizon. What happens then is an effect of the size and not of a law that chose it because of what it expected. Chance
