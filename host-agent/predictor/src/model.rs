@@ -7,7 +7,7 @@
 //! under another meaning give answers that look right. So versions and names of all columns are compared, and what
 //! does not agree is refused with both sides named; the reactive law goes on without a model.
 
-use crate::network::{Head, Shape, matrix};
+use crate::network::{Head, Shape, Units, matrix};
 use crate::{Estimate, Network, Predictor, QUANTILES, Query, Schema};
 use ballast_planner::Correction;
 use burn::module::Module;
@@ -166,17 +166,13 @@ struct Header {
     members: usize,
     window: Scale,
     candidate: Scale,
-    /// The loss that the networks reckon in; models from before there were others have 1.
-    #[serde(default = "whole")]
-    unit: f32,
+    /// The losses that the networks reckon in; models from before there were others have 1.
+    #[serde(default)]
+    units: Units,
     origin: Origin,
     /// Where calibration begins.
     start: Correction,
     checksum: u64,
-}
-
-const fn whole() -> f32 {
-    1.0
 }
 
 /// Networks that differ in their seed. The mean of curves that fall and do not cross falls and does not cross.
@@ -241,7 +237,7 @@ impl Model {
         schema: Schema,
         shape: Shape,
         (window, candidate): (Scale, Scale),
-        unit: f32,
+        units: Units,
         origin: Origin,
         start: Correction,
         members: Vec<Network>,
@@ -254,7 +250,7 @@ impl Model {
             members: members.len(),
             window,
             candidate,
-            unit,
+            units,
             origin,
             start,
             checksum: 0,
@@ -345,11 +341,12 @@ impl Predictor for Model {
                     self.header.candidate.apply(candidate, &mut candidates);
                 }
             }
+            let units: Vec<f32> = asked.iter().map(|(query, _)| self.header.units.at(query.window)).collect();
             let windows = matrix(windows, asked.len(), shape.window, &self.device);
             for (member, slopes) in self.members.iter().zip(&self.slopes) {
                 let mut heads = member.heads(windows.clone());
                 let mut sizes = candidates.chunks_exact(shape.candidate);
-                for (head, (_, answer)) in Head::each(shape, self.header.unit, &mut heads, slopes).zip(&mut asked) {
+                for (head, (_, answer)) in Head::each(shape, &units, &mut heads, slopes).zip(&mut asked) {
                     for (estimate, size) in answer.iter_mut().zip(&mut sizes) {
                         let said = head.estimate(size, &mut basis);
                         estimate.loss.iter_mut().zip(said.loss).for_each(|(sum, l)| *sum += l * share);
@@ -398,8 +395,7 @@ fn agree(header: &Header, schema: &Schema) -> Result<(), ModelError> {
         && header.window.fits(shape.window)
         && header.candidate.fits(shape.candidate)
         && shape.candidate > 0
-        && header.unit > 0.0
-        && header.unit <= 1.0
+        && header.units.is_sound(shape)
         // Bounds that no model of ours comes near, so that a damaged header cannot ask for all memory.
         && (1..=4096).contains(&shape.hidden)
         && (1..=256).contains(&shape.steps)

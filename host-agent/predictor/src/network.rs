@@ -14,6 +14,8 @@
 //! So the layers run once for a VM and not once for a size, and what is left for each size are a few dozen
 //! multiplications, done here without tensors: sixteen sizes cost less than one tensor operation.
 
+#[cfg(feature = "train")]
+use crate::Schema;
 use crate::{Estimate, LEVELS};
 use burn::module::{Module, Param, ParamId};
 use burn::nn::Linear;
@@ -25,6 +27,12 @@ use serde::{Deserialize, Serialize};
 
 /// Outputs that are curves: the quantiles and pressure.
 const CURVES: usize = LEVELS + 1;
+/// The window's column that says whether a guest is given what it asks for.
+#[cfg(feature = "train")]
+const ANSWERED: &str = "answered";
+/// A thousandth of a horizon, twelve times: what is less cannot be told from nothing.
+#[cfg(feature = "train")]
+const LEAST_UNIT: f32 = 0.012;
 
 /// How large a network is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,13 +53,52 @@ impl Shape {
     }
 }
 
-/// The loss that a network reckons in, from the mean of what it learns from: where training begins, the smallest quantile is a
-/// twelfth of it. So the same rate, decay and weight of pressure serve data in which half a horizon is lost now and then and
-/// data in which a hundredth is much.
-#[cfg(feature = "train")]
-pub(crate) fn unit(losses: &[f32]) -> f32 {
-    let mean = losses.iter().sum::<f32>() / losses.len().max(1) as f32;
-    (12.0 * mean).clamp(0.01, 1.0)
+/// The losses that a network reckons in: what is lost when nobody gives a guest what it asks for, and what is lost when somebody does,
+/// which is twenty times less. So one network learns the shape of both, neither drowns the other, and the same rate, decay and
+/// weight of pressure serve data in which half a horizon is lost now and then and data in which a hundredth is much.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Units {
+    /// The column that says whether it is given; none: it always is.
+    column: Option<usize>,
+    refused: f32,
+    answered: f32,
+}
+
+impl Units {
+    /// Of data that loses so much.
+    #[cfg(feature = "train")]
+    pub fn of<'a>(schema: &Schema, rows: impl Iterator<Item = (&'a [f32], f32)> + Clone) -> Self {
+        let column = schema.window.iter().position(|name| name == ANSWERED);
+        let blank = Self { column, refused: 1.0, answered: 1.0 };
+        // Where training begins, the smallest quantile is a twelfth of a unit.
+        let unit = |answered: bool| {
+            let losses = rows.clone().filter(|(window, _)| blank.is_answered(window) == answered);
+            let (count, sum) = losses.fold((0.0, 0.0), |(count, sum), (_, loss)| (count + 1.0, sum + f64::from(loss)));
+            if count > 0.0 { ((12.0 * sum / count) as f32).clamp(LEAST_UNIT, 1.0) } else { 1.0 }
+        };
+        Self { column, refused: unit(false), answered: unit(true) }
+    }
+
+    fn is_answered(&self, window: &[f32]) -> bool {
+        self.column.and_then(|at| window.get(at)).is_none_or(|answered| *answered >= 0.5)
+    }
+
+    /// That of a window, not scaled.
+    pub fn at(&self, window: &[f32]) -> f32 {
+        if self.is_answered(window) { self.answered } else { self.refused }
+    }
+
+    /// Whether a file's can be used.
+    pub fn is_sound(&self, shape: Shape) -> bool {
+        let sound = |unit: f32| unit > 0.0 && unit <= 1.0;
+        sound(self.refused) && sound(self.answered) && self.column.is_none_or(|at| at < shape.window)
+    }
+}
+
+impl Default for Units {
+    fn default() -> Self {
+        Self { column: None, refused: 1.0, answered: 1.0 }
+    }
 }
 
 /// The weights. See the module's text for what they mean.
@@ -117,9 +164,9 @@ impl Network {
         self.head.forward(relu(self.second.forward(hidden)))
     }
 
-    /// Curves of rows of scaled windows at one scaled candidate each; `unit`: see [`unit`].
+    /// Curves of rows of scaled windows at one scaled candidate each; `unit`: each row's, see [`Units`].
     #[cfg(feature = "train")]
-    pub(crate) fn forward(&self, window: Tensor<2>, candidate: Tensor<2>, unit: f32) -> Curves {
+    pub(crate) fn forward(&self, window: Tensor<2>, candidate: Tensor<2>, unit: Tensor<2>) -> Curves {
         use burn::tensor::s;
         let [rows, _] = window.dims();
         let slopes = softplus(self.slopes.val(), 1.0);
@@ -134,7 +181,7 @@ impl Network {
         let z = levels - fall.reshape([rows, CURVES]);
         let parts = softplus(z.clone().slice(s![.., 0..LEVELS]), 1.0);
         let sums = parts.matmul(running_sums(&device));
-        Curves { loss: sums.mul_scalar(-unit).exp().neg().add_scalar(1.0), pressure: z.slice(s![.., LEVELS..CURVES]) }
+        Curves { loss: (sums * unit).neg().exp().neg().add_scalar(1.0), pressure: z.slice(s![.., LEVELS..CURVES]) }
     }
 
     /// The slopes as they act, for [`Head::estimate`].
@@ -161,8 +208,13 @@ pub(crate) struct Head<'a> {
 
 impl<'a> Head<'a> {
     /// Cuts `heads` into one for each window. Depths in it are made positive, once for all sizes.
-    pub(crate) fn each(shape: Shape, unit: f32, heads: &'a mut [f32], slopes: &'a [f32]) -> impl Iterator<Item = Self> {
-        heads.chunks_exact_mut(shape.head()).map(move |head| {
+    pub(crate) fn each(
+        shape: Shape,
+        units: &'a [f32],
+        heads: &'a mut [f32],
+        slopes: &'a [f32],
+    ) -> impl Iterator<Item = Self> {
+        heads.chunks_exact_mut(shape.head()).zip(units).map(move |(head, &unit)| {
             let depths = CURVES..CURVES + CURVES * shape.steps;
             for value in &mut head[depths.clone()] {
                 *value = soft(*value);
@@ -252,7 +304,7 @@ mod tests {
             let mut basis = Vec::new();
             candidates.chunks_exact(SHAPE.candidate).map(|c| head.estimate(c, &mut basis)).collect()
         };
-        Head::each(SHAPE, 0.7, &mut heads, &slopes).map(curve).collect()
+        Head::each(SHAPE, &vec![0.7; rows], &mut heads, &slopes).map(curve).collect()
     }
 
     #[test]
