@@ -339,7 +339,7 @@ mod tests {
         let curves = network.forward(
             matrix(windows.to_vec(), 2, 3, &device),
             matrix([candidate, candidate].concat(), 2, 2, &device),
-            0.7,
+            matrix(vec![0.7; 2], 2, 1, &device),
         );
         let (loss, pressure) = (floats(curves.loss), floats(sigmoid(curves.pressure)));
         for (row, curve) in estimates(&network, &windows, &candidate).iter().enumerate() {
