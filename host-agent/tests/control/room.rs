@@ -1,7 +1,9 @@
 //! Reservations: room for a VM that will come.
 
+use crate::common::quiet::QuietVm;
 use crate::common::wait_for;
 use crate::host::{Host, MIB, folder, settled};
+use ballast_protocol::Bytes;
 use serde_json::json;
 
 #[test]
@@ -63,4 +65,23 @@ fn room_is_reserved_for_a_vm_that_will_come() {
     host.run(&["reload"]).unwrap();
     host.wait_for_vms(&["web", "web2"]);
     wait_for("the end of the reservation", || (host.status()["pool"]["reserved"] == 0).then_some(()));
+}
+
+#[test]
+fn room_that_is_not_there_is_made_before_the_vm_may_start() {
+    let directory = folder();
+    // Two thirds of it are free.
+    let web = QuietVm::start(directory.path(), "web", Bytes::mib(1024), Bytes::mib(300));
+    let host = Host::start(directory.path(), "", &("[host]\nbudget = \"1100MiB\"\n".to_owned() + &web.table("")));
+    host.wait_for_vms(&["web"]);
+    let said = host.run(&["reserve", "300M", "--for", "late", "--within", "30m"]).unwrap();
+    assert!(!said.contains("there is room"), "{said}");
+    wait_for("the room", || (host.status()["pool"]["reservations"][0]["ready"] == true).then_some(()));
+    assert!(web.kept() <= 1100 - 300, "{} MiB", web.kept());
+    // More than the VM can spare: the host is short, and says by how much.
+    host.run(&["reserve", "900M", "--for", "late", "--within", "30m"]).unwrap();
+    let short = wait_for("the shortage", || host.status()["pool"]["short"].as_u64().filter(|short| *short > 0));
+    assert!(short < 900 * MIB, "{short}");
+    assert!(host.run(&["status"]).unwrap().contains("HOST SHORT BY "), "{}", host.run(&["status"]).unwrap());
+    assert_eq!(host.status()["pool"]["reservations"][0]["ready"], false);
 }
