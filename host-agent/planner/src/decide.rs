@@ -15,6 +15,9 @@ use ballast_protocol::{Bytes, Micros};
 /// In a dry run a VM's next order is said this often at most: nothing comes of it, so that it is due all the time.
 const SAID_AGAIN: Micros = Micros::secs(10);
 
+/// Less than this of what a host cannot give whole is not given: balloons move by MiB.
+const CRUMB: Bytes = Bytes::mib(1);
+
 impl Planner {
     /// What follows from all that is known of a VM now.
     pub(crate) fn decide(&mut self, at: Micros, name: &VmName) {
@@ -250,7 +253,9 @@ impl Planner {
             let affordable = self.afford(at, name, target.bytes(), &reason);
             if affordable < target.bytes() {
                 let Some(vm) = self.vms.get(name) else { return false };
-                target = guard::giving(vm, affordable);
+                let cut = guard::giving(vm, affordable);
+                // What is left of the room is shared anew each time: its crumbs would be an order a byte.
+                target = if cut.bytes() < vm.aim + CRUMB { guard::giving(vm, vm.aim) } else { cut };
             }
         }
         let Some(vm) = self.vms.get_mut(name) else { return false };

@@ -31,6 +31,8 @@ struct Book {
     /// Issue or resumption, number, what it kept or was to keep before, target.
     outstanding: Option<(Micros, u64, Bytes, Bytes)>,
     settled: Micros,
+    /// The last order's number, and what the VM kept or was to keep before it.
+    last: (u64, Bytes),
     /// The last order's target.
     told: Bytes,
     /// What it kept when the planner last heard of its balloon.
@@ -193,6 +195,7 @@ impl World {
     }
 
     pub fn tick(&mut self) {
+        assert!(self.actions.len() < 1_000_000, "a planner that never ends");
         self.now += TICK;
         if self.now.0.is_multiple_of(1_000_000) {
             self.tell_host();
@@ -283,6 +286,7 @@ impl World {
                     let rebooted = matches!(&action, Action::Order { reason: ballast_planner::Reason::Rebooted, .. });
                     let before = book.kept.max(*from);
                     book.outstanding = (!rebooted).then_some((self.now, *order, before, told));
+                    book.last = (*order, before);
                     book.told = told;
                     if let (Some(budget), true) = (self.budget, told > *from)
                         && !matches!(&action, Action::Order { reason: Reason::Adopted | Reason::Rebooted, .. })
@@ -368,9 +372,12 @@ impl Book {
             }
             // The truth, whatever the hypervisor reports after a reset.
             Input::Balloon { .. } => self.read(at, guest.kept()),
-            Input::Ordered { order, error: Some(_), .. } if self.outstanding.is_some_and(|o| o.1 == *order) => {
-                self.told = self.outstanding.map_or(self.told, |o| o.2);
-                (self.outstanding, self.settled) = (None, at);
+            Input::Ordered { order, error: Some(_), .. } if self.last.0 == *order => {
+                // Also when the balloon went there by itself meanwhile: it has not been told to.
+                self.told = self.last.1;
+                if self.outstanding.take_if(|o| o.1 == *order).is_some() {
+                    self.settled = at;
+                }
             }
             Input::Running { running: true, .. } => {
                 if let Some(o) = &mut self.outstanding {
