@@ -134,7 +134,9 @@ impl Asker<'_> {
     fn ask(&mut self, planner: &Planner, Question { at, begins, place }: Question) {
         let horizon = &self.horizons[place];
         if begins {
-            self.known[place] = planner.features(at, &horizon.vm);
+            // One whose release is still on its way is neither helped nor left alone.
+            let held = horizon.size.is_none() && planner.vm(&horizon.vm).is_some_and(|vm| vm.held(at).is_some());
+            self.known[place] = planner.features(at, &horizon.vm).filter(|_| !held);
             self.found.unknown += usize::from(self.known[place].is_none());
             return;
         }
