@@ -4,7 +4,7 @@ use crate::children::{Folder, Process, log_tail};
 use crate::machine::Machine;
 use crate::network::Network;
 use crate::paths;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -127,7 +127,7 @@ impl HostAgent {
     /// # Errors
     /// It fails; with what it said.
     pub fn command(&self, args: &[&str]) -> Result<String> {
-        Self::tell(&self.config_path(), args).with_context(|| self.log())
+        Self::tell(&self.config_path(), args).map_err(|e| anyhow!("{e:#}\n{}", self.log()))
     }
 
     /// The same from another thread, by the configuration alone.

@@ -474,12 +474,7 @@ times = 2
                 2,
                 "nothing",
             ),
-            (
-                "[[phase]]\nwork = { do = \"rest\", secs = 1 }\ntimes = 2\n",
-                "",
-                1,
-                "at least one [[guest]] and one [[phase]]",
-            ),
+            ("[[phase]]\nwork = { do = \"rest\", secs = 1 }\ntimes = 2\n", "", 1, "missing field `phase`"),
             ("[[phase]]", "[[guest]]\nname = \"a\"\nmemory = \"512MiB\"\n[[phase]]", 7, "twice"),
         ] {
             let said = said(piece, by);
