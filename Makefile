@@ -92,7 +92,7 @@ lab-smoke: image workload ## the same in under 10 minutes, with fewer laws: targ
 	@"$$CARGO_TARGET_DIR/release/ballast-lab" run --suite smoke --repetitions 1 --no-oracle --within 8m \
 		--arms free-page-reporting,proxmox,ballast --out "$$CARGO_TARGET_DIR/lab-smoke"
 
-collect: image workload ## data for the predictor, 20 minutes: target/collect/{rows.jsonl,manifest.json,CARD.md}; goes on where it stopped
+collect: image workload ## data for the predictor, 40 minutes: target/collect/{rows.jsonl,manifest.json,CARD.md}; goes on where it stopped
 	@echo "==> building the host agent and the lab"
 	@cargo build --quiet --release -p ballast-host -p ballast-tests
 	@"$$CARGO_TARGET_DIR/release/ballast-lab" collect

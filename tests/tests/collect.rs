@@ -53,8 +53,13 @@ fn check(run: &ArmRun, data: &Dataset, name: &str) {
     assert!(swept.len() >= 3, "{:?}", run.orders);
     let apart = swept.windows(2).map(|o| o[1].t - o[0].t);
     assert!(apart.clone().all(|s| s >= HORIZON.secs_f64()), "{:?}", run.orders);
-    // The balloon was moved.
-    let kept = || run.guests[0].series.iter().map(|l| l.kept_mib);
+    // The balloon was moved; where nobody helps, to where it was told and within what it can do in three seconds.
+    let series = &run.guests[0].series;
+    for order in swept.iter().filter(|_| name.ends_with("-2")) {
+        let later = series.iter().find(|l| l.t > order.t + 3.0);
+        assert!(later.is_none_or(|l| (l.kept_mib - order.to_mib).abs() < 24.0), "{order:?}, then {later:?}");
+    }
+    let kept = || series.iter().map(|l| l.kept_mib);
     let (least, most) = (kept().fold(f64::INFINITY, f64::min), kept().fold(0.0, f64::max));
     assert!(most - least > 32.0, "from {least} to {most} MiB: {:?}", run.orders);
     assert!(run.phases.len() > 4, "the phases begin anew: {}", run.phases.len());

@@ -22,8 +22,9 @@ pub fn card(data: &Dataset, settings: &Settings, trained: &Trained) -> Result<St
     writeln!(
         text,
         "For a VM and a size it might keep: quantiles ({}) of the part of the next 10 s that is lost (tasks stalled for \
-         memory, or service that two probes found lost, the larger; with the host agent answering what it asks for, or without), and the probability of pressure. {} networks of {} numbers in \
-         all are averaged. By construction no quantile crosses another, and more memory never predicts more loss.\n",
+         memory, or service that two probes found lost, the larger; with the host agent answering what it asks for, or \
+         without), and the probability of pressure. {} networks of {} numbers in all are averaged. By \
+         construction no quantile crosses another, and more memory never predicts more loss.\n",
         QUANTILES.map(|q| q.to_string()).join(", "),
         model.members(),
         model.parameters(),

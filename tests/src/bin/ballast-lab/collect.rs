@@ -48,6 +48,9 @@ impl CollectCommand {
             interrupt::tidy_up_on_signals()?;
             let done = self.order(&folder)?.run()?;
             println!("{} blocks were run, {} were there already", done.ran, done.resumed);
+            if done.superseded > 0 {
+                println!("{} blocks of another daemon, other images or settings were set aside", done.superseded);
+            }
             for block in &done.left_out {
                 println!("left out for lack of time: {block}");
             }

@@ -131,9 +131,7 @@ impl RunCommand {
         }
         Ok(if done.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
-}
 
-impl RunCommand {
     /// The command line that asks for the same again, without `--out`, `--within` and `--fresh`.
     fn asked(&self, files: &[PathBuf]) -> String {
         let mut words = match &self.suite {
