@@ -25,6 +25,7 @@ impl Planner {
     pub(crate) fn adopt(&mut self, at: Micros, name: &VmName, actual: Bytes) {
         self.with(name, |vm| {
             vm.aim = actual;
+            vm.sent = None;
             vm.foresight.moved(actual);
             vm.actual = Some(Stamped { at, what: actual });
             vm.settled = at;
@@ -93,11 +94,13 @@ impl Planner {
     /// The hypervisor took an order, or refused it.
     pub(crate) fn ordered(&mut self, at: Micros, name: &VmName, order: u64, error: Option<String>) {
         let Some(vm) = self.vms.get_mut(name) else { return };
+        let sent = vm.sent.take_if(|sent| sent.id == order);
         let Some(why) = error else { return };
         vm.retry = at + RETRY;
-        if let Some(refused) = vm.order.take_if(|o| o.id == order) {
-            // What was ordered before stands, and may still be on its way.
-            vm.aim = refused.before.max(vm.kept());
+        let refused = vm.order.take_if(|o| o.id == order);
+        if let Some(stands) = sent.map(|sent| sent.stands).or(refused.map(|o| o.before)) {
+            // What was ordered before stands, and may still be on its way; also when the balloon is at the size already.
+            vm.aim = stands.max(vm.kept());
             vm.settled = at;
             vm.block(at);
         }

@@ -2,7 +2,7 @@
 //! and makes the order. All orders of our own law go through here.
 
 use crate::event::{Action, Holding, Notice, Reason, VmName};
-use crate::fleet::{Agent, Order, Stamped, Vm};
+use crate::fleet::{Agent, Order, Sent, Stamped, Vm};
 use crate::guard::BalloonTarget;
 use crate::pace::Pace;
 use crate::policy::{LawName, Policy, Proposal};
@@ -279,6 +279,7 @@ impl Planner {
         let from = vm.aim;
         vm.aim = target.bytes();
         vm.foresight.moved(vm.aim);
+        vm.sent = Some(Sent { id: self.orders, stands: vm.sent.map_or(from, |sent| sent.stands.max(from)) });
         vm.order =
             Some(Order { id: self.orders, at, from: vm.kept(), before: from, target, pace, reason: reason.clone() });
         vm.last = Some(Stamped { at, what: (target.bytes(), reason.clone()) });

@@ -68,6 +68,14 @@ impl Planner {
 }
 
 impl Vm {
+    /// A maximum that is lowered ends what was promised above it: other VMs may have that memory by the time it rises again.
+    pub(crate) fn limit_leases(&mut self) {
+        let most = self.max();
+        for lease in self.leases.values_mut() {
+            lease.keep = lease.keep.min(most);
+        }
+    }
+
     fn lease(&mut self, id: u64, lease: Lease) {
         self.leases.insert(id, lease);
         if self.leases.len() > MOST_LEASES {

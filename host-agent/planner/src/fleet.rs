@@ -84,6 +84,15 @@ impl Order {
     }
 }
 
+/// An order that the hypervisor has neither taken nor refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sent {
+    /// Its number.
+    pub id: u64,
+    /// What the VM goes on being told to keep if it is refused.
+    pub stands: Bytes,
+}
+
 /// What is known of the hypervisor's figure after a reset: QEMU goes on reporting the old kernel's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Leftover {
@@ -150,6 +159,9 @@ pub struct Vm {
     pub aim: Bytes,
     /// The order that is being followed.
     pub order: Option<Order>,
+    /// The last order, as long as the hypervisor has not answered it: a balloon can be where it leads without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<Sent>,
     /// When the balloon last came to rest.
     pub settled: Micros,
     /// The guest agent.
@@ -226,6 +238,7 @@ impl Vm {
             actual: Some(Stamped { at, what: facts.actual }),
             aim: facts.actual,
             order: None,
+            sent: None,
             settled: at,
             agent: Agent::Never,
             telemetry: None,
@@ -287,9 +300,14 @@ impl Vm {
         Some(self.kept_at(telemetry.ballooned) - telemetry.giveable)
     }
 
-    /// What it counts for on the host: what it keeps, or has been told it may keep, whichever is more.
+    /// What it counts for on the host: what it keeps, or has been told it may keep, whichever is more. What it is told to give
+    /// is not free as long as the hypervisor could refuse.
     #[must_use]
     pub fn charge(&self) -> Bytes {
+        self.has().max(self.sent.map_or(Bytes::ZERO, |sent| sent.stands))
+    }
+
+    fn has(&self) -> Bytes {
         // After a reset its balloon is empty, and until the hypervisor shows that it moves only the guest says otherwise.
         if !self.facts.balloon || self.leftover != Leftover::None {
             return self.facts.max;
@@ -301,7 +319,7 @@ impl Vm {
     #[must_use]
     pub fn entitled(&self) -> Bytes {
         match &self.order {
-            Some(order) if order.is_taking() => self.charge().min(order.before.max(self.aim)),
+            Some(order) if order.is_taking() => self.has().min(order.before.max(self.aim)),
             _ => self.aim,
         }
     }

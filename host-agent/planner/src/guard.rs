@@ -86,7 +86,8 @@ pub fn may_take(vm: &Vm, at: Micros) -> Result<(), Holding> {
     if vm.actual.is_none() {
         return Err(Holding::NoHypervisor);
     }
-    if vm.order.is_some() {
+    // Nor while the hypervisor has not answered: a balloon that is there already may be on its way elsewhere.
+    if vm.order.is_some() || vm.sent.is_some() {
         return Err(Holding::Moving);
     }
     if !vm.trust.is_trusted() {

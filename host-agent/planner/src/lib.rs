@@ -44,7 +44,7 @@ pub use event::{
 pub use features::{
     CANDIDATE, CANDIDATE_NAMES, FEATURES_VERSION, Features, HORIZON, Outcome, QUANTILES, SIZES, WINDOW, WINDOW_NAMES,
 };
-pub use fleet::{Agent, Counts, Leftover, Order, Stamped, Vm, Want};
+pub use fleet::{Agent, Counts, Leftover, Order, Sent, Stamped, Vm, Want};
 pub use forecast::{Flaw, Forecast, Mode, Point, Said};
 pub use foresight::{CurvePoint, ForecastStatus, Foreseen, JUDGED_EVERY};
 pub use guard::BalloonTarget;
@@ -164,6 +164,8 @@ impl Planner {
             Input::Hold { vm, hold } => {
                 self.with(&vm, |v| {
                     if hold.is_some() {
+                        // What it wanted before is not what the operator wants.
+                        v.want = None;
                         // Who orders a size by hand does not wait until the law dares again. What hurts is undone as ever.
                         v.blocked_until = v.blocked_until.min(at);
                     }
@@ -301,6 +303,7 @@ impl Planner {
                 let below_minimum = vm.aim < vm.guaranteed();
                 let ran = vm.facts.running;
                 vm.facts = Facts { deflate_on_oom: facts.deflate_on_oom.or(known_deflate), running: ran, ..facts };
+                vm.limit_leases();
                 if running != ran {
                     vm.runs(at, running);
                 }

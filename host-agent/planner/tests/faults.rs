@@ -130,6 +130,21 @@ fn a_refused_order_is_not_repeated_as_fast_as_it_is_refused() {
     assert_eq!(given.len(), 1, "a demand does not wait");
 }
 
+/// An older target can have brought the balloon there, and lead it elsewhere.
+#[test]
+fn an_order_is_under_way_until_the_hypervisor_has_answered_even_if_the_balloon_is_there_already() {
+    let mut one = One::quiet();
+    let taken = orders(&one.report())[0].0;
+    assert!(taken < MAX);
+    let order = one.unanswered();
+    one.follow(taken);
+    assert_eq!(orders(&one.idle(5)), [], "nothing more is taken");
+    assert_eq!(one.holding(), Holding::Moving);
+    assert_eq!(one.planner.vm(&vm()).expect("known").charge(), MAX, "nobody else is given what it may keep after all");
+    one.hand(Input::Ordered { vm: vm(), order, error: Some("no".to_owned()) });
+    assert_eq!(one.aim(), MAX, "what stood before stands");
+}
+
 #[test]
 fn after_a_reset_the_old_kernels_figure_is_not_believed() {
     let old = Bytes::mib(200);

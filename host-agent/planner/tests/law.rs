@@ -231,6 +231,27 @@ fn a_lease_holds_until_it_is_withdrawn() {
     assert!(!orders(&actions).is_empty());
 }
 
+/// Others may have been given that memory since.
+#[test]
+fn a_maximum_below_a_lease_ends_what_is_above_it_for_good() {
+    let mut one = One::quiet_at(Bytes::mib(256));
+    (one.report.free, one.report.giveable) = (Bytes::mib(60), Bytes::mib(40));
+    one.report();
+    one.demand(Source::Reserve, Bytes::mib(200));
+    one.follow(Bytes::mib(456));
+    one.settings.max = Bytes::mib(300);
+    one.described();
+    for _ in 0..10 {
+        if let Some((target, _)) = orders(&one.idle(20)).first() {
+            one.follow(*target);
+        }
+    }
+    assert_eq!(one.aim(), Bytes::mib(300));
+    (one.settings.max, one.facts.actual) = (Bytes::MAX, Bytes::mib(300));
+    assert_eq!(orders(&one.described()), []);
+    assert_eq!(orders(&one.idle(20)), [], "what is below it is leased as before");
+}
+
 #[test]
 fn a_demand_gets_all_it_asks_for_in_one_order() {
     let mut one = One::quiet_at(Bytes::mib(256));

@@ -267,6 +267,23 @@ fn a_hold_is_kept_against_the_law_and_against_demands_until_it_ends() {
     assert_ne!(host.vm("a").holding, Holding::Held);
 }
 
+/// It was given more and taken from again, several times a second.
+#[test]
+fn a_hold_ends_what_its_vm_wanted_before() {
+    let mut host = Many::with(600, &[("a", 512, 250, 90), ("b", 512, 350, 300)]);
+    host.run(Micros::millis(200));
+    host.ask("a", 250, Source::Slack);
+    assert!(host.vm("a").want.is_some());
+    host.orders();
+    let hold = Hold { size: m(170), until: None, by: "ann".to_owned(), reason: "a test".to_owned() };
+    host.hand(Input::Hold { vm: VmName::from("a"), hold: Some(hold) });
+    // Now there is room.
+    host.hand(Input::Pool { budget: Some(m(1000)), reserve: None });
+    host.run(Micros::secs(5));
+    let orders: Vec<_> = host.orders().into_iter().filter(|order| order.0 == "a").collect();
+    assert_eq!(orders, [("a".to_owned(), 170, Reason::Held)]);
+}
+
 #[test]
 fn a_dry_run_says_and_orders_nothing() {
     let mut host = Many::with(600, &[]);

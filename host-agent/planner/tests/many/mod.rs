@@ -1,4 +1,5 @@
-//! Several VMs whose guests use what they are told to use and whose balloons follow every order by the next report.
+//! Several VMs whose hypervisors take every order, whose guests use what they are told to use and whose balloons follow by the
+//! next report.
 
 use ballast_planner::{Action, Facts, HostNotice, HostStatus, Input, Planner, Reason, Vm, VmName, VmSettings};
 use ballast_protocol::{
@@ -32,6 +33,8 @@ pub struct Many {
     pub guests: BTreeMap<VmName, Guest>,
     pub said: Vec<Action>,
     demands: u64,
+    /// Orders on their way to the hypervisor.
+    sent: Vec<(VmName, u64)>,
 }
 
 pub fn m(n: u64) -> Bytes {
@@ -47,6 +50,7 @@ impl Many {
             guests: BTreeMap::new(),
             said: Vec::new(),
             demands: 0,
+            sent: Vec::new(),
         };
         many.hand(Input::Pool { budget: Some(m(budget)), reserve: None });
         for (name, max, kept, used) in vms {
@@ -93,6 +97,10 @@ impl Many {
         self.planner.handle(self.now, input);
         let actions: Vec<Action> = std::iter::from_fn(|| self.planner.poll_action()).collect();
         self.said.extend(actions.iter().cloned());
+        self.sent.extend(actions.iter().filter_map(|a| match a {
+            Action::Order { vm, order, .. } => Some((vm.clone(), *order)),
+            _ => None,
+        }));
         actions
     }
 
@@ -131,6 +139,9 @@ impl Many {
         let end = self.now + time;
         while self.now < end {
             self.now += Micros::millis(100);
+            for (vm, order) in std::mem::take(&mut self.sent) {
+                self.hand(Input::Ordered { vm, order, error: None });
+            }
             let names: Vec<VmName> = self.guests.keys().cloned().collect();
             for name in &names {
                 let target = self.target(&name.0);

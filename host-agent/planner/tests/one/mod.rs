@@ -16,6 +16,8 @@ pub struct One {
     pub facts: Facts,
     pub settings: VmSettings,
     pub report: Telemetry,
+    /// The order that the hypervisor takes before anything else happens.
+    sent: Option<u64>,
 }
 
 pub fn vm() -> VmName {
@@ -59,7 +61,14 @@ impl One {
             },
             ..Telemetry::default()
         };
-        let mut one = Self { planner: Planner::new(), now: Micros::secs(100), facts: facts.clone(), settings, report };
+        let mut one = Self {
+            planner: Planner::new(),
+            now: Micros::secs(100),
+            facts: facts.clone(),
+            settings,
+            report,
+            sent: None,
+        };
         let actions = one.described();
         one.balloon(facts.actual);
         (one, actions)
@@ -79,9 +88,9 @@ impl One {
 
     /// Another one in the same state.
     pub fn twin(&self) -> Self {
-        let Self { planner, now, facts, settings, report } = self;
+        let Self { planner, now, facts, settings, report, sent } = self;
         let (planner, facts) = (planner.clone(), facts.clone());
-        Self { planner, now: *now, facts, settings: settings.clone(), report: report.clone() }
+        Self { planner, now: *now, facts, settings: settings.clone(), report: report.clone(), sent: *sent }
     }
 
     pub fn described(&mut self) -> Vec<Action> {
@@ -90,8 +99,21 @@ impl One {
     }
 
     pub fn hand(&mut self, input: Input) -> Vec<Action> {
+        if let Some(order) = self.sent.take()
+            && !matches!(input, Input::Ordered { .. })
+        {
+            self.planner.handle(self.now, Input::Ordered { vm: vm(), order, error: None });
+        }
         self.planner.handle(self.now, input);
-        std::iter::from_fn(|| self.planner.poll_action()).collect()
+        let actions: Vec<Action> = std::iter::from_fn(|| self.planner.poll_action()).collect();
+        self.sent =
+            actions.iter().rev().find_map(|a| if let Action::Order { order, .. } = a { Some(*order) } else { None });
+        actions
+    }
+
+    /// The hypervisor does not answer the last order for now.
+    pub fn unanswered(&mut self) -> u64 {
+        self.sent.take().expect("something was ordered")
     }
 
     pub fn says(&mut self, message: GuestMessage) -> Vec<Action> {

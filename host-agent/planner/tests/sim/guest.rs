@@ -449,7 +449,10 @@ impl Guest {
                 self.settings.min = Bytes::mib(self.dice.roll(2 * self.max.as_mib()));
                 self.settings.max = if self.dice.roll(2) == 0 { Bytes::MAX } else { Bytes::mib(self.dice.roll(600)) };
                 self.settings.exempt = self.dice.roll(5) == 0;
-                heard.push(self.facts());
+                // Without its hypervisor the daemon knows nothing to say; found again, the VM gets them.
+                if self.reachable {
+                    heard.push(self.facts());
+                }
             }
             16 => {
                 (self.running, self.stuck, self.refusing) = (true, false, false);

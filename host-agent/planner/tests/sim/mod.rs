@@ -8,9 +8,10 @@ pub mod guest;
 pub mod oracle;
 
 use ballast_planner::{
-    Action, Facts, Hold, HostMemory, Input, LawSettings, Mode, Notice, Planner, Reason, Reservation, SILENCE, VmName,
+    Action, Facts, Hold, HostMemory, Input, LawSettings, Leftover, Mode, Notice, Planner, Reason, Reservation, SILENCE,
+    VmName,
 };
-use ballast_protocol::{Bytes, GuestMessage, Micros, Source, Telemetry, Verdict};
+use ballast_protocol::{Bytes, GuestMessage, Micros, Shortfall, Source, Telemetry, Verdict};
 use guest::{Dice, Guest, TICK, Temper};
 use oracle::Oracle;
 use std::collections::BTreeMap;
@@ -19,6 +20,9 @@ const NEAR: Bytes = Bytes::mib(1);
 /// A balloon moves less than this in the tick between a figure and its being heard.
 const LAG: Bytes = Bytes::mib(16);
 
+/// Two figures of one balloon that differ by less are the same: after a reset, an old one and the guest's.
+const ALIKE: Bytes = Bytes::mib(4);
+
 /// What the judge knows of one VM.
 #[derive(Debug, Default)]
 struct Book {
@@ -26,6 +30,8 @@ struct Book {
     report: Option<(Micros, Telemetry)>,
     /// What is promised to applications, by demand.
     leases: BTreeMap<u64, Bytes>,
+    /// The most that they can be taken for: who lies about its size may be owed less than it is given.
+    leased: BTreeMap<u64, Bytes>,
     /// Demand, what the VM kept then, what it would keep.
     asked: Option<(u64, Bytes, Bytes)>,
     /// Issue or resumption, number, what it kept or was to keep before, target.
@@ -33,10 +39,14 @@ struct Book {
     settled: Micros,
     /// The last order's number, and what the VM kept or was to keep before it.
     last: (u64, Bytes),
+    /// What stands if the hypervisor refuses the orders that it has not answered.
+    stands: Option<Bytes>,
     /// The last order's target.
     told: Bytes,
     /// What it kept when the planner last heard of its balloon.
     kept: Bytes,
+    /// What the hypervisor says of the balloon is the old kernel's.
+    is_old: bool,
     /// When its balloon's driver last said something, by its own word.
     statistics: Option<Micros>,
     lost: bool,
@@ -277,24 +287,33 @@ impl World {
             let Some(guest) = self.guests.iter_mut().find(|g| g.name == name) else { panic!("{name} does not exist") };
             let book = self.books.entry(name.clone()).or_default();
             match &action {
-                Action::Order { order, target, from, .. } => {
+                Action::Order { order, target, from, reason, .. } => {
                     let trusted = self.planner.vm(&name).is_some_and(|vm| vm.trust.is_trusted());
                     let taking = book.judge(self.now, guest, target.bytes(), *from, (trusted, self.ruled), &action);
                     self.takings += u64::from(taking);
                     self.givings += u64::from(target.bytes() > *from);
                     let told = target.bytes();
-                    let rebooted = matches!(&action, Action::Order { reason: ballast_planner::Reason::Rebooted, .. });
+                    let rebooted = *reason == Reason::Rebooted;
                     let before = book.kept.max(*from);
                     book.outstanding = (!rebooted).then_some((self.now, *order, before, told));
-                    book.last = (*order, before);
+                    let undone = std::mem::replace(&mut book.last, (*order, before)).1;
+                    book.stands = Some(book.stands.map_or(*from, |stands| stands.max(*from)));
                     book.told = told;
                     if let (Some(budget), true) = (self.budget, told > *from)
-                        && !matches!(&action, Action::Order { reason: Reason::Adopted | Reason::Rebooted, .. })
+                        && !matches!(reason, Reason::Adopted | Reason::Rebooted)
                     {
-                        let leased = book.leases.values().max().copied().unwrap_or_default();
+                        let leased =
+                            book.leases.values().chain(book.leased.values()).max().copied().unwrap_or_default();
                         let guaranteed = guest.settings.min.min(guest.max).max(leased);
                         // After a reset the planner hears of it from the guest, and at another moment.
                         let had = book.kept.max(*from).max(guest.kept() + LAG);
+                        let had = match (reason, self.planner.vm(&name).map(|vm| vm.leftover)) {
+                            // What a taking did not bring can be left where it is.
+                            (Reason::Stalled, Some(Leftover::None)) => had.max(undone),
+                            (_, Some(Leftover::None) | None) => had,
+                            // As long as nobody but an old figure says what it has since its reset, it counts with everything.
+                            _ => guest.max,
+                        };
                         let mine = book.kept.max(told);
                         let sum: Bytes = self.books.values().map(|b| b.kept.max(b.told)).sum();
                         let affordable = sum <= budget + LAG || mine <= had || told <= guaranteed;
@@ -303,11 +322,27 @@ impl World {
                 }
                 Action::Answer { demand, verdict, .. } => {
                     answers.push((name.clone(), *demand));
-                    if let (Some((id, had, keep)), Verdict::Granted { size, .. } | Verdict::Partly { size, .. }) =
-                        (book.asked, verdict)
-                        && id == *demand
-                    {
-                        book.leases.insert(id, keep.min(had + *size));
+                    if let Some((id, had, keep)) = book.asked.take_if(|(id, ..)| id == demand) {
+                        let lies = guest.temper == Temper::Malicious;
+                        if lies {
+                            book.leased.insert(id, book.told);
+                        }
+                        let alone = self.planner.vm(&name).is_some_and(|vm| vm.leftover != Leftover::None);
+                        match verdict {
+                            // Since its reset only the guest says what it has: who lies then is owed what it was granted.
+                            Verdict::Granted { size, .. } | Verdict::Partly { size, .. } if lies && alone => {
+                                book.leases.insert(id, *size);
+                            }
+                            Verdict::Granted { size, .. } | Verdict::Partly { size, .. } if *size > Bytes::ZERO => {
+                                book.leases.insert(id, keep.min(had + *size));
+                            }
+                            Verdict::Refused(Shortfall::NoBalloon) => {}
+                            // What it has is leased, unless it is on its way out.
+                            _ if book.told >= had && !self.ruled && !lies => {
+                                book.leases.insert(id, had);
+                            }
+                            _ => {}
+                        }
                     }
                 }
                 Action::Notice { notice: Notice::Stalled { actual, .. }, .. } => {
@@ -324,14 +359,20 @@ impl World {
 }
 
 impl Book {
+    fn forget_leases(&mut self) {
+        self.leases.clear();
+        self.leased.clear();
+    }
+
     fn hear(&mut self, at: Micros, input: &Input, guest: &Guest) {
         match input {
             Input::Balloon { actual, .. } | Input::Vm { facts: Facts { actual, .. }, .. } => {
                 // Said a tick ago at most. What is further off is the old kernel's figure, after a reset.
                 let gap = (*actual - guest.kept()).max(guest.kept() - *actual);
-                self.kept = if gap <= LAG { *actual } else { guest.kept() };
+                self.is_old = gap > LAG;
+                self.kept = if self.is_old { guest.kept() } else { *actual };
             }
-            Input::Rebooted { .. } => self.kept = guest.max,
+            Input::Rebooted { .. } => (self.kept, self.is_old) = (guest.max, true),
             _ => {}
         }
         match input {
@@ -339,9 +380,16 @@ impl Book {
                 match message {
                     GuestMessage::Hello(_) => {
                         (self.report, self.heard) = (None, Some(at));
-                        self.leases.clear();
+                        self.forget_leases();
                     }
-                    GuestMessage::Telemetry(t) => self.report = Some((at, t.clone())),
+                    GuestMessage::Telemetry(t) => {
+                        self.report = Some((at, t.clone()));
+                        // Nobody else says that the balloon holds something again.
+                        if self.is_old && guest.temper != Temper::Malicious {
+                            self.kept = self.kept.min(guest.kept());
+                            self.read(at, guest.kept());
+                        }
+                    }
                     GuestMessage::Demand(d) if d.source == Source::Reserve && self.heard.is_some() => {
                         // What it kept when it asked; who is not believed is owed no more than the hypervisor saw.
                         let said = guest.max - d.ballooned.unwrap_or_default();
@@ -352,6 +400,7 @@ impl Book {
                     }
                     GuestMessage::Withdraw { id } => {
                         self.leases.remove(id);
+                        self.leased.remove(id);
                     }
                     _ => {}
                 }
@@ -362,21 +411,30 @@ impl Book {
             Input::Statistics { statistics, .. } => self.statistics = Some(at - statistics.age),
             Input::AgentLost { .. } => {
                 (self.heard, self.report) = (None, None);
-                self.leases.clear();
+                self.forget_leases();
             }
-            Input::Rebooted { .. } => *self = Self { settled: at, lost: self.lost, kept: self.kept, ..Self::default() },
+            Input::Rebooted { .. } => {
+                *self = Self { settled: at, lost: self.lost, kept: self.kept, is_old: true, ..Self::default() };
+            }
             Input::HypervisorLost { .. } => (self.lost, self.outstanding) = (true, None),
             Input::Vm { .. } => {
                 self.lost = false;
+                let most = guest.max.min(guest.settings.max);
+                for lease in self.leases.values_mut().chain(self.leased.values_mut()) {
+                    *lease = (*lease).min(most);
+                }
                 self.read(at, guest.kept());
             }
             // The truth, whatever the hypervisor reports after a reset.
             Input::Balloon { .. } => self.read(at, guest.kept()),
-            Input::Ordered { order, error: Some(_), .. } if self.last.0 == *order => {
-                // Also when the balloon went there by itself meanwhile: it has not been told to.
-                self.told = self.last.1;
-                if self.outstanding.take_if(|o| o.1 == *order).is_some() {
-                    self.settled = at;
+            Input::Ordered { order, error, .. } if self.last.0 == *order => {
+                let stands = self.stands.take();
+                if error.is_some() {
+                    // Also when the balloon went there by itself meanwhile: it has not been told to.
+                    self.told = stands.unwrap_or(self.last.1).max(self.kept);
+                    if self.outstanding.take_if(|o| o.1 == *order).is_some() {
+                        self.settled = at;
+                    }
                 }
             }
             Input::Running { running: true, .. } => {
@@ -391,7 +449,7 @@ impl Book {
 
     fn read(&mut self, at: Micros, actual: Bytes) {
         if let Some((_, _, from, target)) = self.outstanding {
-            let done = if target < from { actual <= target + NEAR } else { actual + NEAR >= target };
+            let done = if target < from { actual <= target + ALIKE } else { actual + NEAR >= target };
             if done {
                 (self.outstanding, self.settled) = (None, at);
             }
@@ -426,7 +484,10 @@ impl Book {
         assert!(guest.running, "P3, paused: {action:?} at {at}");
         assert!(!self.lost, "P3, without its hypervisor: {action:?} at {at}");
         assert!(!guest.settings.exempt, "exempt: {action:?} at {at}");
-        assert!(self.outstanding.is_none(), "P4: {action:?} at {at}, {:?}", self.outstanding);
+        // What a liar is still to be given, and says it has, is no order under way.
+        let lies = guest.temper == Temper::Malicious;
+        let moves = self.outstanding.is_some_and(|(_, _, from, target)| target < from || !lies);
+        assert!(!moves, "P4: {action:?} at {at}, {:?}", self.outstanding);
         if let Some(heard) = self.heard {
             assert!(at < heard + SILENCE, "P3, agent: {action:?} at {at}");
             let Some((made, report)) = &self.report else { panic!("P3, without a report: {action:?} at {at}") };
@@ -449,9 +510,11 @@ impl Book {
 
     /// P4: what stalls is undone in time.
     fn judge_patience(&self, at: Micros, guest: &Guest) {
-        // After a reset the size is what the guest says: who lies about it is not owed this.
+        // After a reset the size is what the guest says: who lies about it is not owed this, and the old kernel's figure is taken
+        // for the new one's where they are that close.
         if let Some((since, _, from, target)) = self.outstanding
             && target < from
+            && guest.kept() > target + ALIKE
             && guest.running
             && guest.temper != Temper::Malicious
         {
