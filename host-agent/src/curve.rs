@@ -1,7 +1,7 @@
 //! The predicted curve, size against loss of service, for people: whoever is to trust a model wants to see what it says.
 //!
 //! In a terminal by ratatui's chart, in a file as SVG by plotters. Both show the same: the median, the band up to the
-//! 95 % quantile that decides, the budget, and where the VM is now.
+//! 95 % quantile that decides, what is allowed, and where the VM is now.
 
 use ballast_planner::{CurvePoint, VmStatus};
 use ballast_protocol::Bytes;
@@ -20,8 +20,8 @@ struct Curve<'a> {
     model: &'a str,
     /// What the VM keeps now, MiB.
     kept: f64,
-    /// The loss that is allowed, percent.
-    budget: f64,
+    /// The loss that is allowed, percent: the budget, and what all of the memory would lose as well.
+    allowed: f64,
     /// By size, ascending: MiB, and percent.
     points: Vec<At>,
 }
@@ -89,7 +89,7 @@ impl<'a> Curve<'a> {
             vm: &vm.name.0,
             model: forecast.model.as_deref()?,
             kept: mib(vm.actual.unwrap_or(vm.target)),
-            budget: percent(forecast.budget.millionths()),
+            allowed: percent(forecast.allowed_ppm.unwrap_or(forecast.budget.millionths())),
             points: forecast.points.iter().map(at).collect(),
         })
     }
@@ -102,7 +102,7 @@ impl<'a> Curve<'a> {
     /// The highest loss shown, in percent.
     fn scale(&self) -> f64 {
         let most = self.points.iter().map(|p| p.bound.max(p.q95).max(p.median));
-        most.fold(self.budget.max(LEAST_SCALE), f64::max) * 1.05
+        most.fold(self.allowed.max(LEAST_SCALE), f64::max) * 1.05
     }
 
     fn line(&self, of: impl Fn(&At) -> f64) -> Vec<(f64, f64)> {
@@ -112,13 +112,13 @@ impl<'a> Curve<'a> {
     fn text(&self, (first, last): (f64, f64)) -> String {
         let scale = self.scale();
         let (median, q95, bound) = (self.line(|p| p.median), self.line(|p| p.q95), self.line(|p| p.bound));
-        let budget = [(first, self.budget), (last, self.budget)];
+        let allowed = [(first, self.allowed), (last, self.allowed)];
         let now = [(self.kept, 0.0), (self.kept, scale)];
         let set = |name: &'static str, data, marker| {
             Dataset::default().name(name).marker(marker).graph_type(GraphType::Line).data(data)
         };
         let sets = vec![
-            set("budget", &budget[..], Marker::Dot),
+            set("allowed", &allowed[..], Marker::Dot),
             set("now", &now[..], Marker::Dot),
             set("50 %", &median, Marker::Braille),
             set("95 %", &q95, Marker::Braille),
@@ -181,10 +181,10 @@ impl<'a> Curve<'a> {
                 .label(name)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
         }
-        let budget = self.budget;
+        let allowed = self.allowed;
         chart
-            .draw_series(LineSeries::new([(first, budget), (last, budget)], RED.stroke_width(1)))?
-            .label("budget")
+            .draw_series(LineSeries::new([(first, allowed), (last, allowed)], RED.stroke_width(1)))?
+            .label("allowed")
             .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], RED));
         if (first..=last).contains(&self.kept) {
             chart
@@ -218,6 +218,7 @@ mod tests {
             model: Some("network 1".to_owned()),
             age: None,
             budget: Ratio::percent(1),
+            allowed_ppm: Some(14_000),
             size: None,
             headroom: None,
             coverage: None,
@@ -251,10 +252,10 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_has_both_lines_and_the_budget() {
+    fn a_picture_has_both_lines_and_what_is_allowed() {
         let svg = svg(&falling(4_000)).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
-        for text in ["budget", "kept now", "MiB kept", "50 %"] {
+        for text in ["allowed", "kept now", "MiB kept", "50 %"] {
             assert!(svg.contains(text), "{text}");
         }
     }

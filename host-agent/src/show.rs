@@ -182,7 +182,9 @@ pub(crate) fn service(vm: &VmStatus) -> String {
 fn forecast_text(vm: &VmStatus) -> String {
     let Some(f) = &vm.forecast else { return "none".to_owned() };
     let covered = f.coverage.map_or_else(String::new, |c| format!("; {c} of the last outcomes within the 95 % line"));
-    format!("{}: {}{covered}", f.mode, f.standing)
+    let size = f.size.map_or_else(String::new, |size| format!("; {size} would do"));
+    let headroom = f.headroom.map_or_else(String::new, |headroom| format!(", {headroom} of headroom"));
+    format!("{}: {}{size}{headroom}{covered}", f.mode, f.standing)
 }
 
 fn mbits(bits: u64) -> String {

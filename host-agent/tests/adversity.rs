@@ -150,9 +150,18 @@ async fn a_full_disk_under_the_journal() {
     vm.state().wanted = Bytes::mib(300);
     wait_for("what it wants", || (vm.state().used == Bytes::mib(300)).then_some(()));
     assert_eq!(host.log().matches("the journal cannot be written").count(), 1, "one warning:\n{}", host.log());
+    // What an operator says is done, and that it will not last is said to whoever says it.
+    let hold = ["hold", "a", "350M", "--for", "10m", "--reason", "a full disk", "--json"];
+    let done: serde_json::Value = serde_json::from_slice(&host.ask(&hold)).unwrap();
+    assert!(done["notes"].to_string().contains("a restart of the daemon ends it"), "{done}");
+    wait_for("the hold", || (vm.actual() >= Bytes::mib(350)).then_some(()));
+    host.ask(&["release", "a", "--json"]);
     // There is room again: it goes on by itself, and what it writes then replays.
     std::fs::remove_file(format!("{state}/ballast")).unwrap();
     wait_for("the journal to go on", || host.log().contains("the journal goes on").then_some(()));
+    let done: serde_json::Value =
+        serde_json::from_slice(&host.ask(&["hold", "a", "400M", "--for", "1s", "--json"])).unwrap();
+    assert!(!done["notes"].to_string().contains("a restart of the daemon ends it"), "kept again: {done}");
     let journal = format!("{state}/journal");
     let orders = vm.orders();
     vm.state().wanted = Bytes::mib(20);

@@ -32,7 +32,7 @@ pub const SCORES: usize = 128;
 const OWN: usize = 64;
 /// What a width is never taken for less than, 0.1 %: a model that is sure of itself by less cannot be measured.
 const NARROW: i64 = 1_000;
-/// `a`, in millionths: the aim, a step for a miss, a step for none (0.01 x 95 % and 0.01 x 5 %), and the bounds. Ten
+/// `a`, in millionths: the aim, a step for a miss, a step for none (0.01 x 95 % and 0.01 x 5 %), and the bounds. Eight
 /// outcomes in flight can all be missed before the first is known.
 const AIM: i32 = 50_000;
 const MISSED: i32 = 9_500;

@@ -39,7 +39,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What is said of one size. An array in a journal, which has sixteen of these for each VM and second.
+/// What is said of one size. An array in a journal, which has sixteen of these for each VM every two seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "[u64; 6]", into = "[u64; 6]")]
 pub struct Point {

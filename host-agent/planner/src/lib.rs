@@ -408,7 +408,8 @@ impl Planner {
         };
         let hurt = vm.reactive.observe(at, &new, old.as_ref());
         let headroom = vm.headroom(at);
-        vm.reactive.seen(at, new.free - new.watermarks.low, headroom);
+        let kept = vm.kept_at(new.ballooned);
+        vm.reactive.seen(at, kept, new.free - new.watermarks.low, headroom);
         if hurt.is_some() {
             vm.service.troubled(at);
             vm.history.troubled();

@@ -36,7 +36,7 @@ pub fn card(data: &Dataset, settings: &Settings, trained: &Trained) -> Result<St
         ("Kernel of the guests", manifest.kernel.clone()),
         ("Image", manifest.image.clone()),
         ("Machine", manifest.machine.clone()),
-        ("Seed of the sweep", manifest.seed.to_string()),
+        ("Seed of the first run", manifest.seed.to_string()),
         ("Rows", data.rows.len().to_string()),
         ("Runs", manifest.runs.len().to_string()),
         ("Workloads", data.workloads().join(", ")),
@@ -68,19 +68,27 @@ pub fn card(data: &Dataset, settings: &Settings, trained: &Trained) -> Result<St
     )?;
     writeln!(
         text,
-        "| Predictor | Pinball | 50 % | 90 % | 95 % | 99 % | Covered by 95 % | Brier of pressure |\n|---|---|---|---|---|---|---|---|"
+        "| Predictor | Pinball | 50 % | 90 % | 95 % | 99 % | Covered by 95 % | Brier of pressure | Pinball, helped | Not helped |\n\
+         |---|---|---|---|---|---|---|---|---|---|"
     )?;
     for p in &trained.scores.predictors {
         let [a, b, c, d] = p.mean.pinball.map(|v| v * 1e3);
         writeln!(
             text,
-            "| {} | {:.2} | {a:.2} | {b:.2} | {c:.2} | {d:.2} | {:.1} % | {:.3} |",
+            "| {} | {:.2} | {a:.2} | {b:.2} | {c:.2} | {d:.2} | {:.1} % | {:.3} | {:.2} | {:.2} |",
             p.predictor,
             p.mean.mean_pinball * 1e3,
             p.mean.coverage[2] * 100.0,
-            p.mean.brier
+            p.mean.brier,
+            p.helped.mean_pinball * 1e3,
+            p.alone.mean_pinball * 1e3
         )?;
     }
+    writeln!(
+        text,
+        "\nHelped are guests whose host agent answers what they ask for, as it does in use: there little is lost and little is left to \
+         foretell."
+    )?;
     writeln!(text, "\n| Held out | Rows | {} |", names(trained))?;
     writeln!(text, "|---|---{}|", "|---".repeat(trained.scores.predictors.len()))?;
     for (workload, score) in trained.scores.predictors.first().iter().flat_map(|p| &p.workloads) {
@@ -108,10 +116,11 @@ pub fn card(data: &Dataset, settings: &Settings, trained: &Trained) -> Result<St
     writeln!(text, "## Limits\n")?;
     writeln!(
         text,
-        "- It has seen only the kernel, image, guest size and workloads above, under emulation; elsewhere the \
+        "- It has seen only the kernel, image and workloads above, in guests of one size for each workload, under emulation; elsewhere the \
          calibration that runs with it has to find out how wrong it is.\n\
          - Inputs beyond four deviations of the data are taken for the data's edge.\n\
-         - What is rare in the data (kills, losses of more than half of a horizon) is known badly.\n\
+         - What is rare in the data (losses of more than half of a horizon) is known badly, what is not in it (processes killed, in \
+         the rows that ship) not at all.\n\
          - A column that never changed in the data is ignored.\n\
          - Where nothing is lost most of the time, quantiles are zero and cover more than they state."
     )?;

@@ -47,6 +47,24 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
+    /// It is no dataset.
+    #[error("{}: no {MANIFEST} there; `ballast-lab collect` makes a dataset", folder.display())]
+    None {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// Rows are missing or double.
+    #[error("{}: run {run:?} has {rows} rows where {MANIFEST} says {expected}; `ballast-lab collect --rows-only` makes them again", path.display())]
+    Count {
+        /// The file.
+        path: PathBuf,
+        /// The run.
+        run: String,
+        /// Those that are there.
+        rows: u64,
+        /// Those that should be.
+        expected: u64,
+    },
 }
 
 /// One intervention: the state before, the size that was ordered, and what the horizon after it brought.
@@ -82,6 +100,9 @@ pub struct RunInfo {
     pub workload: String,
     /// Its journal, relative to the dataset's folder.
     pub journal: String,
+    /// The seed of its sizes.
+    #[serde(default)]
+    pub seed: u64,
     /// When it began, seconds since 1970.
     pub started_unix: u64,
     /// How long it took.
@@ -105,7 +126,7 @@ pub struct Manifest {
     pub image: String,
     /// The machine it was collected on.
     pub machine: String,
-    /// The seed of the sweep.
+    /// The seed of the first run's sizes; each run has its own.
     pub seed: u64,
     /// When it was made, for people.
     pub made: String,
@@ -152,11 +173,14 @@ impl Dataset {
     /// A file is missing, or a line is wrong: both are named.
     pub fn read(folder: &Path) -> Result<Self, DataError> {
         let path = folder.join(MANIFEST);
-        let text = std::fs::read_to_string(&path).map_err(|source| DataError::Read { path: path.clone(), source })?;
+        let text = std::fs::read_to_string(&path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => DataError::None { folder: folder.to_owned() },
+            _ => DataError::Read { path: path.clone(), source },
+        })?;
         let manifest: Manifest = serde_json::from_str(&text).map_err(|e| wrong(&path, e.line(), &e))?;
         let path = folder.join(ROWS);
         let failed = |source| DataError::Read { path: path.clone(), source };
-        let mut rows = Vec::new();
+        let mut rows: Vec<Row> = Vec::new();
         for (i, line) in BufReader::new(File::open(&path).map_err(failed)?).lines().enumerate() {
             let line = line.map_err(failed)?;
             if line.trim().is_empty() {
@@ -170,6 +194,12 @@ impl Dataset {
         }
         if rows.is_empty() {
             return Err(DataError::Empty { path });
+        }
+        for run in &manifest.runs {
+            let (count, expected) = (rows.iter().filter(|r| r.run == run.name).count() as u64, run.rows);
+            if count != expected {
+                return Err(DataError::Count { path, run: run.name.clone(), rows: count, expected });
+            }
         }
         Ok(Self { manifest, rows })
     }
@@ -231,8 +261,15 @@ impl Row {
         if self.workload.is_empty() {
             return Some("no workload".to_owned());
         }
-        if !manifest.runs.iter().any(|run| run.name == self.run) {
-            return Some(format!("run {:?} is not in {MANIFEST}", self.run));
+        match manifest.runs.iter().find(|run| run.name == self.run) {
+            None => return Some(format!("run {:?} is not in {MANIFEST}", self.run)),
+            Some(run) if run.workload != self.workload => {
+                return Some(format!(
+                    "workload is {:?}, in {MANIFEST} run {:?} did {:?}",
+                    self.workload, self.run, run.workload
+                ));
+            }
+            Some(_) => {}
         }
         if !(0.0..=1.0).contains(&self.loss) {
             return Some(format!("loss is {}, not from 0 to 1", self.loss));
@@ -259,7 +296,7 @@ mod tests {
             features_version: 1,
             window_names: names(&["used", "stall"]),
             candidate_names: names(&["size"]),
-            runs: vec![RunInfo { name: "r1".into(), workload: "redis".into(), ..RunInfo::default() }],
+            runs: vec![RunInfo { name: "r1".into(), workload: "redis".into(), rows: 4, ..RunInfo::default() }],
             ..Manifest::default()
         };
         let row = |i: u8| Row {
@@ -305,6 +342,14 @@ mod tests {
         assert!(text.contains("rows.jsonl:1: window has 1 values where manifest.json names 2"), "{text}");
         let text = says(ROWS, r#""run":"r1""#, r#""run":"r2""#);
         assert!(text.contains("rows.jsonl:1: run \"r2\" is not in manifest.json"), "{text}");
+        let text = says(ROWS, r#""workload":"redis""#, r#""workload":"nginx""#);
+        assert!(
+            text.contains("rows.jsonl:1: workload is \"nginx\", in manifest.json run \"r1\" did \"redis\""),
+            "{text}"
+        );
+        // Cut at the end of a line, as a crash leaves it.
+        let text = says(MANIFEST, r#""rows": 4"#, r#""rows": 5"#);
+        assert!(text.contains("rows.jsonl: run \"r1\" has 4 rows where manifest.json says 5"), "{text}");
         let text = says(MANIFEST, r#""seed": 0"#, r#""seed": -1"#);
         assert!(text.contains("manifest.json:") && text.contains("invalid value"), "{text}");
     }
@@ -313,7 +358,7 @@ mod tests {
     fn a_missing_file_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let text = Dataset::read(folder.path()).unwrap_err().to_string();
-        assert!(text.ends_with(MANIFEST), "{text}");
+        assert!(text.contains("no manifest.json there; `ballast-lab collect`"), "{text}");
         dataset().write(folder.path()).unwrap();
         std::fs::write(folder.path().join(ROWS), "").unwrap();
         assert!(matches!(Dataset::read(folder.path()), Err(DataError::Empty { .. })));

@@ -41,6 +41,10 @@ pub struct Scored {
     pub workloads: BTreeMap<String, Score>,
     /// The mean over workloads.
     pub mean: Score,
+    /// The same of the rows in which the host agent answered what the guest asked for, as it does in use...
+    pub helped: Score,
+    /// ...and of those in which nobody did.
+    pub alone: Score,
     /// Its 95 % quantile after calibration, by workload.
     pub calibrated: BTreeMap<String, Calibrated>,
 }
@@ -127,9 +131,15 @@ impl Score {
 
 impl Scores {
     /// Scores what each predictor said of every row; the network comes first. Also where its calibration begins.
-    pub(crate) fn of(rows: &[Row], said: &[(String, Vec<Estimate>)], seed: u64) -> (Self, Correction) {
+    /// `answered`: the column of the window that says whether the guest is helped.
+    pub(crate) fn of(
+        rows: &[Row],
+        answered: Option<usize>,
+        said: &[(String, Vec<Estimate>)],
+        seed: u64,
+    ) -> (Self, Correction) {
         let (predictors, starts): (Vec<Scored>, Vec<Correction>) =
-            said.iter().map(|(name, said)| scored(name, rows, said)).unzip();
+            said.iter().map(|(name, said)| scored(name, rows, answered, said)).unzip();
         let start = starts.first().copied().unwrap_or_default();
         let mean = |p: &Scored| p.mean.mean_pinball;
         let best = (1..predictors.len()).min_by(|a, b| mean(&predictors[*a]).total_cmp(&mean(&predictors[*b])));
@@ -150,15 +160,26 @@ impl Scores {
     }
 }
 
-fn scored(name: &str, rows: &[Row], said: &[Estimate]) -> (Scored, Correction) {
-    let mut by_workload = BTreeMap::<&str, Vec<(&Row, &Estimate)>>::new();
-    for pair in rows.iter().zip(said) {
-        by_workload.entry(&pair.0.workload).or_default().push(pair);
-    }
-    let workloads: BTreeMap<String, Score> =
-        by_workload.into_iter().map(|(name, pairs)| (name.to_owned(), Score::of(pairs.into_iter()))).collect();
+fn scored(name: &str, rows: &[Row], answered: Option<usize>, said: &[Estimate]) -> (Scored, Correction) {
+    let by_workload = |of: &dyn Fn(&Row) -> bool| -> BTreeMap<String, Score> {
+        let mut pairs = BTreeMap::<&str, Vec<(&Row, &Estimate)>>::new();
+        for pair in rows.iter().zip(said).filter(|(row, _)| of(row)) {
+            pairs.entry(&pair.0.workload).or_default().push(pair);
+        }
+        pairs.into_iter().map(|(name, pairs)| (name.to_owned(), Score::of(pairs.into_iter()))).collect()
+    };
+    let is_helped = |row: &Row| answered.is_some_and(|column| row.window[column] > 0.5);
+    let workloads = by_workload(&|_| true);
     let (calibrated, start) = calibrated::by_workload(rows, said);
-    (Scored { predictor: name.to_owned(), mean: Score::mean(workloads.values()), workloads, calibrated }, start)
+    let scored = Scored {
+        predictor: name.to_owned(),
+        mean: Score::mean(workloads.values()),
+        helped: Score::mean(by_workload(&is_helped).values()),
+        alone: Score::mean(by_workload(&|row| !is_helped(row)).values()),
+        workloads,
+        calibrated,
+    };
+    (scored, start)
 }
 
 fn gain(ours: f64, theirs: f64) -> f64 {
@@ -269,7 +290,7 @@ mod tests {
             .iter()
             .map(|r| Estimate { loss: [r.loss; LEVELS], pressure: f32::from(u8::from(r.pressure)) })
             .collect();
-        let (scores, _) = Scores::of(&rows, &[("ours".into(), right), ("nothing".into(), nothing)], 1);
+        let (scores, _) = Scores::of(&rows, None, &[("ours".into(), right), ("nothing".into(), nothing)], 1);
         let nothing = scores.named("nothing").unwrap();
         assert_eq!(nothing.workloads["large"].mean_pinball, 0.0);
         assert!((nothing.workloads["small"].pinball[1] - 0.9).abs() < 1e-6);

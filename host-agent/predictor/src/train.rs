@@ -236,7 +236,8 @@ pub fn train(data: &Dataset, settings: &Settings, progress: &mut dyn FnMut(&Prog
         seed: settings.seed,
         epochs: epochs as u64,
     };
-    let (scores, start) = Scores::of(&data.rows, &said, settings.seed);
+    let answered = data.manifest.window_names.iter().position(|name| name == "answered");
+    let (scores, start) = Scores::of(&data.rows, answered, &said, settings.seed);
     let mut model = Model::new(schema, shape, scales, table.units, origin, start, members);
     let timing = Timing::of(&mut model, &data.rows);
     Ok(Trained { model, scores, said, fits, timing, took_s: begin.elapsed().as_secs_f64() })

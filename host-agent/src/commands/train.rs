@@ -49,6 +49,7 @@ struct Summary<'a> {
 pub fn run(args: &Train) -> Result<ExitCode> {
     let data = Dataset::read(&args.data)?;
     check(&data, &args.data)?;
+    check_out(&args.out)?;
     let epochs = usize::try_from(args.epochs).context("--epochs")?;
     let settings = Settings { seed: args.seed, epochs, ..Settings::default() };
     // Hidden by itself when stderr is no terminal.
@@ -97,6 +98,22 @@ fn check(data: &Dataset, folder: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// That it cannot be written is told before the training, not after.
+fn check_out(out: &Path) -> Result<()> {
+    if out.extension().is_some_and(|end| end == "md") {
+        bail!("--out {}: its card would have the same name; end it with .model", out.display());
+    }
+    if out.is_dir() {
+        bail!("--out {}: it is a folder; name the model's file", out.display());
+    }
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).with_context(|| format!("--out {}", out.display()))?;
+    let probe = out.with_added_extension("draft");
+    std::fs::write(&probe, b"")
+        .and_then(|()| std::fs::remove_file(&probe))
+        .with_context(|| format!("--out {}", out.display()))
 }
 
 /// Written whole or not at all.

@@ -122,6 +122,7 @@ fn run_info(part: &Part) -> RunInfo {
         name: name(&part.block),
         workload: part.block.experiment.clone(),
         journal: part.journal.clone(),
+        seed: part.block.seed,
         started_unix: part.block.started_unix,
         seconds: part.block.took_s,
         rows: part.found.rows.len() as u64,

@@ -151,6 +151,22 @@ fn a_difference_beyond_the_noise_is_said() {
 }
 
 #[test]
+fn what_forecasts_save_is_a_figure_of_its_own_and_kills_spoil_it() {
+    let figure = |held: f64, kills: u64| {
+        let mut foreseen = arm("predictive", held, vec![phase(0, 100.0, Some(10.0))]);
+        foreseen.guests[0].totals.oom_kills = kills;
+        let ours = arm("ballast", 200.0, vec![phase(0, 100.0, Some(10.0))]);
+        let blocks = [world::block("one", 1, vec![ours, foreseen], false)];
+        summary::figures(&summary::of(world::run(), &blocks), &[]).pop().unwrap()
+    };
+    assert!(figure(180.0, 0).name.contains("with forecasts"));
+    for (held, kills, reached) in [(180.0, 0, true), (198.0, 0, false), (180.0, 1, false)] {
+        let figure = figure(held, kills);
+        assert_eq!(figure.reached, Some(reached), "{figure:?}");
+    }
+}
+
+#[test]
 fn rivals_are_judged_on_kills_first_and_by_what_is_beyond_noise() {
     let world = |held: f64, throughput: f64, kills: u64| -> summary::Standing {
         let blocks: Vec<Block> = (1..=3)

@@ -122,10 +122,10 @@ impl Reactive {
         self.rate
     }
 
-    /// What it is likely to need again soon.
+    /// What it is likely to need again soon, and until when it is kept.
     #[must_use]
-    pub fn returning(&self, at: Micros) -> Option<Bytes> {
-        self.recurring.level(at).map(|(level, _)| level)
+    pub fn returning(&self, at: Micros) -> Option<(Bytes, Micros)> {
+        self.recurring.level(at)
     }
 
     /// The guest is not quiet now.
@@ -156,9 +156,11 @@ impl Reactive {
         self.recurring.needed(at, aim, wish, soon);
     }
 
-    /// The guest uses what is kept because its need returns.
-    pub fn seen(&mut self, at: Micros, slack: Bytes, headroom: Bytes) {
-        if self.recurring.seen(at, slack, headroom) {
+    /// The guest, which keeps `kept`, uses what is to be kept because its need returns.
+    pub fn seen(&mut self, at: Micros, kept: Bytes, slack: Bytes, headroom: Bytes) {
+        // Where a model leaves it less than that: what it would have free there.
+        let missing = self.recurring.level(at).map_or(Bytes::ZERO, |(level, _)| level - kept);
+        if self.recurring.seen(at, slack + missing, headroom) {
             self.unquiet = at;
         }
     }
@@ -318,7 +320,7 @@ impl Policy for Reactive {
             return Proposal::Take(vm.aim - step, Reason::Settings);
         }
         let spare = if reports(vm) { Bytes::ZERO } else { slack - headroom };
-        let kept = match self.recurring.level(at) {
+        let kept = match vm.returning(at) {
             Some((level, until)) if vm.aim < level + DEAD_BAND => return Proposal::Hold(Holding::Returning(until)),
             Some((level, _)) => vm.aim - level,
             None => Bytes::MAX,

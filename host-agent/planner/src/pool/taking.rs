@@ -144,7 +144,7 @@ impl Planner {
     /// at home serves a burst sooner than any room beside it. Without such VMs, empty.
     fn homes(&self, at: Micros, limit: Bytes, claimants: &[Claimant]) -> BTreeMap<VmName, Bytes> {
         let levels: BTreeMap<&VmName, Bytes> =
-            self.vms.iter().filter_map(|(name, vm)| Some((name, vm.reactive.returning(at)?.min(vm.max())))).collect();
+            self.vms.iter().filter_map(|(name, vm)| Some((name, vm.returning(at)?.0.min(vm.max())))).collect();
         if levels.is_empty() {
             return BTreeMap::new();
         }

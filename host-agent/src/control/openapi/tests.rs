@@ -100,6 +100,7 @@ fn forecast() -> ForecastStatus {
         model: Some("mlp".to_owned()),
         age: Some(Micros::secs(1)),
         budget: Ratio::percent(1),
+        allowed_ppm: Some(14_000),
         size: Some(Bytes::mib(1)),
         headroom: Some(Bytes::mib(1)),
         coverage: Some(Ratio::percent(95)),

@@ -7,6 +7,7 @@ use ballast_planner::HORIZON;
 use ballast_predictor::{Manifest, Row};
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::time::{Duration, SystemTime};
 
 /// A loss above this is one: the planner's own budget is 1 %.
 const LOST: f32 = 0.01;
@@ -48,14 +49,20 @@ pub(super) fn text(run: &Run, manifest: &Manifest, parts: &[Part], made: &Made) 
 
 fn head(text: &mut String, run: &Run, manifest: &Manifest, made: &Made) -> std::fmt::Result {
     writeln!(text, "# Data card: what a guest loses when it is left so much memory\n")?;
+    let begun: Vec<SystemTime> =
+        manifest.runs.iter().map(|r| SystemTime::UNIX_EPOCH + Duration::from_secs(r.started_unix)).collect();
+    let moment =
+        |at: Option<&SystemTime>| at.map_or(String::new(), |at| humantime::format_rfc3339_seconds(*at).to_string());
     writeln!(
         text,
-        "{} rows from {} runs, collected by `ballast-lab collect` ({}), begun {}. Each row is a horizon of {} s of a real guest under \
-         QEMU: the state before it, the size its balloon was set to, and what came of it.\n",
+        "{} rows from {} runs, collected by `ballast-lab collect` (last {}) between {} and {}; runs that are there are kept, and \
+         `manifest.json` says when each began and with which seed. Each row is a horizon of {} s of a real guest under QEMU: the state \
+         before it, the size it was ordered to keep (its floor, where that is more) or kept, and what came of it.\n",
         made.rows,
         manifest.runs.len(),
         run.version,
-        manifest.made,
+        moment(begun.iter().min()),
+        moment(begun.iter().max()),
         HORIZON.secs_f64(),
     )?;
     writeln!(text, "- Machine: {}", manifest.machine)?;

@@ -27,7 +27,7 @@ pub struct Horizon {
     vm: VmName,
     /// Its beginning, by the daemon's clock or a little before.
     from: Micros,
-    /// What it is left; `None`: what it keeps at that moment.
+    /// What it is ordered to keep; `None`: what it keeps at that moment.
     size: Option<Bytes>,
 }
 
@@ -55,12 +55,9 @@ pub fn horizons(run: &ArmRun) -> Vec<Horizon> {
     for (place, order) in swept.iter().enumerate() {
         let next = swept[place + 1..].iter().find(|o| o.guest == order.guest);
         let until = next.map_or(end, |o| o.t.min(end));
-        // The guard may have stopped it above what chance wished for.
-        let looks = run.guests.iter().filter(|g| g.name == order.guest).flat_map(|g| &g.series);
-        let reached = looks.into_iter().find(|l| l.t >= order.t + HELD_S).map_or(order.to_mib, |l| l.kept_mib);
         // Then from its release on.
         let later = (0..).map(|n| order.t + HELD_S + EVERY_S * f64::from(n));
-        let begins = std::iter::once((order.t, Some(Bytes::mib(reached as u64)))).chain(later.map(|t| (t, None)));
+        let begins = std::iter::once((order.t, Some(Bytes::mib(order.to_mib as u64)))).chain(later.map(|t| (t, None)));
         all.extend(begins.take_while(|(t, _)| t + HORIZON_S <= until).map(|(t, size)| Horizon {
             vm: VmName(order.guest.clone()),
             from: Micros(((t - clock).max(0.0) * 1e6) as u64),
@@ -145,7 +142,9 @@ impl Asker<'_> {
             self.found.untold += 1;
             return;
         };
-        let size = horizon.size.unwrap_or(features.kept);
+        // What chance wished for, where the guard or the guest's own memory will stop it above that. Not what it came to: a guest
+        // that was helped at once came to the size that cured it, and not to the one that hurt.
+        let size = horizon.size.map_or(features.kept, |size| size.max(features.floor));
         self.found.rows.push(Row {
             run: self.run.to_owned(),
             workload: self.workload.to_owned(),
@@ -323,6 +322,20 @@ mod tests {
             assert!(row.loss <= 0.5 && row.window.iter().chain(&row.candidate).all(|v| v.is_finite()), "{row:?}");
             assert_eq!((row.run.as_str(), row.workload.as_str(), row.guest.as_str()), ("r-1", "work", "a"));
         }
+    }
+
+    /// Not with what the guest came to, helped or not.
+    #[test]
+    fn a_row_begins_with_what_was_ordered_where_the_guest_can_give_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        journal(&path, None);
+        let mut run = run();
+        // Its guest reports that it cannot go below 119 MiB, and goes to 300 and 120.
+        (run.orders[0].to_mib, run.orders[2].to_mib) = (280.0, 60.0);
+        let rows = of(&path, "r-1", "work", &horizons(&run)).unwrap().rows;
+        let begins = |t: f64| rows.iter().find(|row| (row.at_s + CLOCK - t).abs() < 1e-5).map(|row| row.size_mib);
+        assert_eq!((begins(11.0), begins(36.0)), (Some(280), Some(119)));
     }
 
     /// Everything after a moment is changed: what was asked before must not change, and of what ends later only the outcome.

@@ -1,7 +1,7 @@
 //! The figures that were asked for, each reached or not, and where ours stands against each rival.
 
 use super::{experiments, is_rival, pairs};
-use crate::lab::results::{BALLAST, Block, Cell, Interval, Summary};
+use crate::lab::results::{BALLAST, Block, Cell, Interval, PREDICTIVE, Summary};
 use crate::lab::stats::{self, Difference};
 use serde::Serialize;
 
@@ -55,6 +55,8 @@ const THROUGHPUT: f64 = 0.92;
 const P99: f64 = 1.5;
 /// Resident memory to the oracle's, median cell.
 const ORACLE: f64 = 1.35;
+/// Resident memory with forecasts to that without, median cell.
+const FORESEEN: f64 = 0.95;
 
 /// The figures for the arm that is ours. Empty when the run had no such arm.
 #[must_use]
@@ -63,7 +65,6 @@ pub fn figures(summary: &Summary, standings: &[Standing]) -> Vec<Figure> {
     if ours.is_empty() {
         return Vec::new();
     }
-    // A guest that died took its kernel's counter with it; what the harness saw killed is known all the same.
     let (kills, failed) = (sum(&ours, |c| c.oom_kills.max(c.killed)), sum(&ours, |c| c.failed_allocations));
     let broken: Vec<&str> = ours.iter().filter(|c| !c.errors.is_empty()).map(|c| c.experiment.as_str()).collect();
     let but = if broken.is_empty() { String::new() } else { format!("; not known to its end: {}", broken.join(", ")) };
@@ -86,7 +87,33 @@ pub fn figures(summary: &Summary, standings: &[Standing]) -> Vec<Figure> {
         reached: median.map(|m| m <= ORACLE),
     });
     figures.push(against(standings));
+    figures.extend(foreseen(summary, &ours));
     figures
+}
+
+/// What following forecasts saves. `None`: nobody did.
+fn foreseen(summary: &Summary, ours: &[&Cell]) -> Option<Figure> {
+    let theirs = |c: &Cell| summary.cells.iter().find(|p| p.arm == PREDICTIVE && p.experiment == c.experiment);
+    let pairs: Vec<(&Cell, &Cell)> = ours.iter().filter_map(|c| Some((theirs(c)?, *c))).collect();
+    if pairs.is_empty() {
+        return None;
+    }
+    let ratios: Vec<f64> = pairs.iter().filter_map(|(p, c)| Some(p.resident_mib? / c.resident_mib?)).collect();
+    let more: u64 = pairs.iter().map(|(p, c)| lost(p).saturating_sub(lost(c))).sum();
+    let median = stats::median(&ratios);
+    Some(Figure {
+        name: "memory held with forecasts to that without, median cell".to_owned(),
+        reach: format!("at most {FORESEEN}, no more OOM kills"),
+        value: median.map_or("nothing to compare".to_owned(), |m| {
+            format!("{m:.2} over {} of {} cells, {more} more kills or refusals", ratios.len(), pairs.len())
+        }),
+        reached: median.map(|m| m <= FORESEEN && more == 0),
+    })
+}
+
+/// A guest that died took its kernel's counter with it; what the harness saw killed is known all the same.
+fn lost(cell: &Cell) -> u64 {
+    cell.oom_kills.max(cell.killed) + cell.failed_allocations
 }
 
 fn sum(cells: &[&Cell], of: fn(&Cell) -> u64) -> u64 {
@@ -160,8 +187,6 @@ pub fn standings(summary: &Summary, blocks: &[Block]) -> Vec<Standing> {
 type Ratio = Option<(f64, Option<Interval>)>;
 
 fn place(ours: &Cell, theirs: &Cell, memory: Ratio, throughput: Ratio, noise: f64) -> (Place, String) {
-    // An arm whose guest died took its kernel's counter with it; what the harness saw killed is known all the same.
-    let lost = |c: &Cell| c.oom_kills.max(c.killed) + c.failed_allocations;
     let (ours, theirs) = (lost(ours), lost(theirs));
     if ours > theirs {
         return (Place::Lost, format!("ours killed or refused {ours}, it {theirs}"));
