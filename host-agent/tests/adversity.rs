@@ -159,8 +159,8 @@ async fn a_full_disk_under_the_journal() {
     // There is room again: it goes on by itself, and what it writes then replays.
     std::fs::remove_file(format!("{state}/ballast")).unwrap();
     wait_for("the journal to go on", || host.log().contains("the journal goes on").then_some(()));
-    let done: serde_json::Value =
-        serde_json::from_slice(&host.ask(&["hold", "a", "400M", "--for", "1s", "--json"])).unwrap();
+    let hold = ["hold", "a", "400M", "--for", "1s", "--reason", "there is room", "--json"];
+    let done: serde_json::Value = serde_json::from_slice(&host.ask(&hold)).unwrap();
     assert!(!done["notes"].to_string().contains("a restart of the daemon ends it"), "kept again: {done}");
     let journal = format!("{state}/journal");
     let orders = vm.orders();

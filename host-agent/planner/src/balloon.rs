@@ -95,10 +95,18 @@ impl Planner {
     pub(crate) fn ordered(&mut self, at: Micros, name: &VmName, order: u64, error: Option<String>) {
         let Some(vm) = self.vms.get_mut(name) else { return };
         let sent = vm.sent.take_if(|sent| sent.id == order);
+        // Of two on their way the later one decides.
+        vm.refused = error.is_some() || (vm.refused && sent.is_none());
         let Some(why) = error else { return };
         vm.retry = at + RETRY;
         let refused = vm.order.take_if(|o| o.id == order);
-        if let Some(stands) = sent.map(|sent| sent.stands).or(refused.map(|o| o.before)) {
+        let stands = match (sent, refused) {
+            (Some(sent), _) => Some(sent.stands),
+            // It was taken, and one of its pieces was not: how many came before that nobody here knows.
+            (None, Some(refused)) => Some(refused.target.bytes().max(refused.before)),
+            (None, None) => None,
+        };
+        if let Some(stands) = stands {
             // What was ordered before stands, and may still be on its way; also when the balloon is at the size already.
             vm.aim = stands.max(vm.kept());
             vm.settled = at;

@@ -67,7 +67,8 @@ pub struct VmSettings {
     /// Its class then.
     pub class: Class,
     /// What may be done with a model's forecasts of this VM. On, they move the headroom: down to half of what is set
-    /// above or what the law of survival asks for, whichever is more, and up to a quarter of the VM.
+    /// above or what the law of survival asks for, whichever is more, and up to a quarter of the VM; and what is kept because it was asked
+    /// back is kept only as far as they ask for it.
     pub predictor: Mode,
     /// How much of its next ten seconds this VM may lose, 95 times in 100, beyond what it would lose with all of its memory,
     /// when forecasts choose its size: time in which its tasks wait for memory, or service.

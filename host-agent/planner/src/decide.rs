@@ -7,8 +7,8 @@ use crate::guard::BalloonTarget;
 use crate::pace::Pace;
 use crate::policy::{LawName, Policy, Proposal};
 use crate::{
-    DECAY_EVERY, DECAY_SHARE, LATE, NEAR, Planner, ROUNDS, SELF_DEFLATION, SILENCE, STALL_GRACE, STALL_RATE,
-    WATCH_MOVING, WATCH_RESTING, guard,
+    DECAY_EVERY, DECAY_SHARE, LATE, NEAR, Planner, ROUNDS, SILENCE, STALL_GRACE, STALL_RATE, WATCH_MOVING,
+    WATCH_RESTING, guard,
 };
 use ballast_protocol::{Bytes, Micros};
 
@@ -62,10 +62,11 @@ impl Planner {
             next = next.min(due);
         }
 
+        let has_all = !vm.is_owed();
         if let Agent::Lost { next: due, hello, .. } = &mut vm.agent {
             let silent = hello.is_some();
             // Under another law nothing is given to it, and nothing is owed.
-            let all_given = vm.aim >= vm.facts.max.min(vm.settings.max) || law != LawName::Ballast;
+            let all_given = has_all || law != LawName::Ballast;
             if all_given || !vm.facts.balloon {
                 // All is given back: from here on it is a VM without an agent, unless its session still lives.
                 if !silent {
@@ -97,7 +98,7 @@ impl Planner {
         let missing = missing || (law != LawName::Ballast && !guard::deflates_on_oom(vm));
         let left_alone = vm.settings.exempt || (missing && !vm.settings.allow_without_deflate_on_oom);
         let unwanted = vm.released || (left_alone && law != LawName::Static);
-        if unwanted && vm.facts.balloon && vm.aim < vm.max() && vm.actual.is_some() {
+        if unwanted && vm.facts.balloon && vm.is_owed() && vm.actual.is_some() {
             let retry = vm.retry;
             if at >= retry {
                 let reason = if vm.released { Reason::Release } else { Reason::Exempt };
@@ -268,7 +269,7 @@ impl Planner {
             return false;
         }
         // A giving that the guest never followed is worth repeating when somebody asks for it.
-        let undelivered = vm.order.is_none() && vm.kept() + SELF_DEFLATION < vm.aim;
+        let undelivered = vm.is_undelivered();
         let gives = target.bytes() > vm.kept() && target.bytes() >= vm.aim;
         let pace = gives.then(|| Pace::of(vm, target.bytes(), &reason)).flatten();
         let hurries = gives && vm.order.as_ref().and_then(|o| o.pace).is_some_and(|slow| slow.is_overtaken(pace));

@@ -4,6 +4,7 @@
 //! hypervisor's word counts for what the VM keeps; the guest's for what it needs, as long as the two agree (see
 //! [`crate::trust`]). Everything has the time it arrived at, because nothing is taken on old news (promise P3).
 
+use crate::SELF_DEFLATION;
 use crate::config::VmSettings;
 use crate::event::{Facts, Hold, Holding, Reason, Statistics};
 use crate::foresight::Foresight;
@@ -162,6 +163,9 @@ pub struct Vm {
     /// The last order, as long as the hypervisor has not answered it: a balloon can be where it leads without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent: Option<Sent>,
+    /// The last answer was a refusal: what the hypervisor was told is not known for sure.
+    #[serde(default)]
+    pub refused: bool,
     /// When the balloon last came to rest.
     pub settled: Micros,
     /// The guest agent.
@@ -239,6 +243,7 @@ impl Vm {
             aim: facts.actual,
             order: None,
             sent: None,
+            refused: false,
             settled: at,
             agent: Agent::Never,
             telemetry: None,
@@ -328,6 +333,19 @@ impl Vm {
     #[must_use]
     pub fn held(&self, at: Micros) -> Option<&Hold> {
         self.hold.as_ref().filter(|hold| hold.until.is_none_or(|until| at < until))
+    }
+
+    /// It was told to keep more than it does, and nothing is under way.
+    #[must_use]
+    pub fn is_undelivered(&self) -> bool {
+        self.order.is_none() && self.kept() + SELF_DEFLATION < self.aim
+    }
+
+    /// It is to have more than it keeps: it was never ordered, or that order was refused. A guest that does not take what it was
+    /// told is owed nothing.
+    #[must_use]
+    pub fn is_owed(&self) -> bool {
+        self.aim < self.max() || (self.refused && self.is_undelivered())
     }
 
     /// What it keeps, as far as anybody knows.

@@ -37,7 +37,7 @@ const FLYING: usize = 8;
 const TRIAL: u64 = 8;
 /// So much more probable may pressure be than with all of the memory, in millionths: one horizon in four may need an undoing, as
 /// long as its loss is within the budget. Recorded guests that were helped had pressure in 15 % of horizons with 26 to 77 MiB above
-/// their need, and lost 0.3 % (95 % quantile); with one in twenty, pressure decided and the budget never did.
+/// their need, and lost 0.5 % (95 % quantile); with one in twenty, pressure decided and the budget never did.
 const PRESSURE: u32 = 250_000;
 /// When the 99 % quantile is above that with all of the memory by so many budgets, the model does not know.
 const WIDE: u32 = 10;
@@ -46,6 +46,8 @@ const WIDE: u32 = 10;
 const ANYWAY: u32 = 5;
 /// A forecast lowers the headroom by an eighth of the way at a time: one that is wrong once moves little.
 const EASE: (u64, u64) = (7, 8);
+/// What is kept because it returns comes down by half of the way: the law takes it in steps of its own.
+const EASE_HOME: (u64, u64) = (1, 2);
 /// Nothing is believed for so long after a miss that hurt, doubled each time up to [`LONGEST_REST`].
 const FIRST_REST: Micros = Micros::secs(60);
 const LONGEST_REST: Micros = Micros::secs(600);
@@ -110,6 +112,8 @@ pub struct Foresight {
     allowed: u32,
     /// What the forecasts leave the VM.
     headroom: Bytes,
+    /// Up to which size what returns is kept.
+    home: Bytes,
     flying: VecDeque<Flying>,
     calibration: Calibration,
     /// By [`Calibration::correction`].
@@ -129,6 +133,7 @@ impl Default for Foresight {
             said: None,
             allowed: 0,
             headroom: Bytes::ZERO,
+            home: Bytes::ZERO,
             flying: VecDeque::new(),
             calibration: Calibration::default(),
             correction: Correction::NONE,
@@ -189,7 +194,9 @@ impl Foresight {
             Ok(forecast) => forecast,
             Err(flaw) => return self.refuse(flaw),
         };
-        let before = if self.standing == Standing::Good && self.is_fresh(at) { self.headroom } else { terms.own };
+        let all = forecast.points.last().map_or(Bytes::MAX, |p| p.size);
+        let stood = self.standing == Standing::Good && self.is_fresh(at);
+        let (before, home) = if stood { (self.headroom, self.home) } else { (terms.own, all) };
         let correction = self.correction;
         let bound = |half, most| correction.bound(half, most);
         // With all of the memory.
@@ -222,6 +229,7 @@ impl Foresight {
             let wanted = (said.size - terms.used).max(terms.least).min(terms.most);
             let above = (before - wanted).share(EASE.0, EASE.1);
             self.headroom = if above < Bytes::mib(1) { wanted } else { wanted + above };
+            self.home = said.size + (home - said.size).share(EASE_HOME.0, EASE_HOME.1);
         }
         self.last = Some(forecast);
         self.flaw = None;
@@ -306,8 +314,8 @@ impl Foresight {
             age: last.map(|f| at - f.made),
             budget: settings.loss_budget,
             allowed_ppm: last.map(|_| self.allowed),
-            size: self.said.map(|s| s.size),
-            headroom: (self.standing == Standing::Good).then_some(self.headroom),
+            size: self.said.filter(|_| self.is_fresh(at)).map(|s| s.size),
+            headroom: (self.standing == Standing::Good && self.is_fresh(at)).then_some(self.headroom),
             coverage: self.calibration.coverage(),
             judged: self.calibration.judged(),
             missed: self.calibration.missed(),
@@ -427,7 +435,7 @@ impl Vm {
     /// followed.
     pub(crate) fn returning(&self, at: Micros) -> Option<(Bytes, Micros)> {
         let (level, until) = self.reactive.returning(at)?;
-        Some((self.foreseen(at).map_or(level, |f| level.min(f.said.size)), until))
+        Some((self.foreseen(at).map_or(level, |_| level.min(self.foresight.home)), until))
     }
 
     /// The free memory above the low watermark that this VM is left with when it is quiet.

@@ -145,6 +145,35 @@ fn an_order_is_under_way_until_the_hypervisor_has_answered_even_if_the_balloon_i
     assert_eq!(one.aim(), MAX, "what stood before stands");
 }
 
+/// Two orders on their way, of which the second is refused: what the first took is owed.
+#[test]
+fn what_a_refused_giving_left_out_is_given_when_the_operator_lets_go() {
+    let mut one = One::quiet();
+    let taken = orders(&one.report())[0].0;
+    let first = one.unanswered();
+    assert_eq!(orders(&one.demand(Source::Slack, Bytes::mib(64))).len(), 1);
+    let second = one.unanswered();
+    one.hand(Input::Ordered { vm: vm(), order: first, error: None });
+    one.hand(Input::Ordered { vm: vm(), order: second, error: Some("no".to_owned()) });
+    assert_eq!(one.aim(), MAX, "it may have been told to keep all");
+    one.follow(taken);
+    one.wait(Micros::secs(2));
+    let given = orders(&one.hand(Input::Release { vm: vm() }));
+    assert_eq!(given, [(MAX, Reason::Release)]);
+}
+
+#[test]
+fn the_pieces_of_a_giving_that_came_before_one_was_refused_are_charged() {
+    let mut one = One::quiet_at(Bytes::mib(256));
+    one.report();
+    assert_eq!(orders(&one.demand(Source::Slack, Bytes::mib(200)))[0].0, Bytes::mib(456));
+    let order = one.unanswered();
+    one.hand(Input::Ordered { vm: vm(), order, error: None });
+    one.balloon(Bytes::mib(300));
+    one.hand(Input::Ordered { vm: vm(), order, error: Some("no".to_owned()) });
+    assert_eq!(one.planner.vm(&vm()).expect("known").charge(), Bytes::mib(456));
+}
+
 #[test]
 fn after_a_reset_the_old_kernels_figure_is_not_believed() {
     let old = Bytes::mib(200);

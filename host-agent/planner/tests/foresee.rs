@@ -373,7 +373,7 @@ fn what_was_asked_back_is_kept_unless_the_model_knows_that_less_will_do() {
         assert_eq!(one.aim(), m(256), "{:?}", one.holding());
         assert_eq!(orders(&one.demand(Source::Slack, m(128)))[0].0, m(384));
         one.follow(m(384));
-        let moved = orders(&one.live(20, &cliff(106)));
+        let moved = orders(&one.live(30, &cliff(106)));
         (one, moved)
     };
     let (alone, moved) = asked_back(Mode::Shadow);

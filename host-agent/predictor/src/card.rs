@@ -1,7 +1,7 @@
 //! The model card, written beside the weights: what they were trained on, how good they are, and where they are not to
 //! be trusted (after Mitchell et al., "Model Cards for Model Reporting", 2019).
 
-use crate::{Dataset, QUANTILES, Settings, Trained};
+use crate::{Dataset, QUANTILES, Score, Settings, Trained};
 use std::fmt::Write;
 
 /// The card of a training, Markdown.
@@ -75,13 +75,13 @@ pub fn card(data: &Dataset, settings: &Settings, trained: &Trained) -> Result<St
         let [a, b, c, d] = p.mean.pinball.map(|v| v * 1e3);
         writeln!(
             text,
-            "| {} | {:.2} | {a:.2} | {b:.2} | {c:.2} | {d:.2} | {:.1} % | {:.3} | {:.2} | {:.2} |",
+            "| {} | {:.2} | {a:.2} | {b:.2} | {c:.2} | {d:.2} | {:.1} % | {:.3} | {} | {} |",
             p.predictor,
             p.mean.mean_pinball * 1e3,
             p.mean.coverage[2] * 100.0,
             p.mean.brier,
-            p.helped.mean_pinball * 1e3,
-            p.alone.mean_pinball * 1e3
+            part(&p.helped),
+            part(&p.alone)
         )?;
     }
     writeln!(
@@ -125,6 +125,11 @@ pub fn card(data: &Dataset, settings: &Settings, trained: &Trained) -> Result<St
          - Where nothing is lost most of the time, quantiles are zero and cover more than they state."
     )?;
     Ok(text)
+}
+
+/// What there are no rows of has no score.
+fn part(score: &Score) -> String {
+    if score.rows > 0 { format!("{:.2}", score.mean_pinball * 1e3) } else { "-".to_owned() }
 }
 
 fn names(trained: &Trained) -> String {

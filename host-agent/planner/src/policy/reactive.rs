@@ -303,9 +303,10 @@ impl Policy for Reactive {
         let headroom = vm.headroom(at);
         // A report from before the last move would have the same hole filled twice.
         let current = vm.telemetry.as_ref().is_some_and(|t| t.at >= vm.settled);
-        if slack < headroom.share(3, 4) && vm.order.is_none() && vm.aim < vm.max() && current {
+        if slack < headroom.share(3, 4) && vm.order.is_none() && vm.is_owed() && current {
             let reason = foreseen.map_or(Reason::Refill, |f| Reason::ForeseenNeed(f.said));
-            return Proposal::Give(vm.aim + (headroom - slack), reason);
+            let has = if vm.is_undelivered() { vm.kept() } else { vm.aim };
+            return Proposal::Give(has + (headroom - slack), reason);
         }
         let quiet = self.unquiet + vm.settings.cool_down;
         if at < quiet {

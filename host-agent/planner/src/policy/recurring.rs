@@ -13,7 +13,7 @@
 //! On a host that is nearly full it gives way: room for bursts is made from it, as much as is missing (see `pool`).
 //!
 //! What is kept is a size of the guest, not a sum: whatever the guest does with it, nothing is taken below it until it
-//! is over. A small need after a large taking teaches nothing, or every blip of an idle guest would keep it large.
+//! is over, unless a model that is followed asks for less. A small need after a large taking teaches nothing, or every blip of an idle guest would keep it large.
 
 use ballast_protocol::{Bytes, Micros};
 use serde::{Deserialize, Serialize};

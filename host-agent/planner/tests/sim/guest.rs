@@ -73,8 +73,8 @@ pub struct Guest {
     refusing: bool,
     /// Orders on their way to the hypervisor: due, number, size, pace.
     orders: VecDeque<(Micros, u64, Bytes, Option<Pace>)>,
-    /// What is still to come of a giving: when, how, up to where.
-    pieces: Option<(Micros, Pace, Bytes)>,
+    /// What is still to come of a giving: when, of which order, how, up to where.
+    pieces: Option<(Micros, u64, Pace, Bytes)>,
     latency: Micros,
     told: Option<Bytes>,
     watch: Micros,
@@ -262,7 +262,7 @@ impl Guest {
             // What an earlier giving has brought already is not taken back.
             let sent = self.pieces.map_or(Bytes::ZERO, |_| self.target);
             let first = pace.map_or(size, |pace| pace.first.max(sent).min(size));
-            self.pieces = pace.filter(|_| !refused).map(|pace| (at + Pace::EVERY, pace, size));
+            self.pieces = pace.filter(|_| !refused).map(|pace| (at + Pace::EVERY, order, pace, size));
             if !refused {
                 self.target = first;
             }
@@ -271,14 +271,16 @@ impl Guest {
             let error = refused.then(|| "refused".to_owned());
             heard.push(Input::Ordered { vm: self.name.clone(), order, error });
         }
-        if let Some((due, pace, size)) = self.pieces
+        if let Some((due, order, pace, size)) = self.pieces
             && at >= due
         {
             if self.refusing || !self.reachable {
                 self.pieces = None;
+                let error = Some("a piece was refused".to_owned());
+                heard.push(Input::Ordered { vm: self.name.clone(), order, error });
             } else {
                 self.target = pace.next(self.target, size);
-                self.pieces = (self.target < size).then_some((at + Pace::EVERY, pace, size));
+                self.pieces = (self.target < size).then_some((at + Pace::EVERY, order, pace, size));
             }
         }
         if self.running {

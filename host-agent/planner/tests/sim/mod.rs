@@ -430,8 +430,9 @@ impl Book {
             Input::Ordered { order, error, .. } if self.last.0 == *order => {
                 let stands = self.stands.take();
                 if error.is_some() {
-                    // Also when the balloon went there by itself meanwhile: it has not been told to.
-                    self.told = stands.unwrap_or(self.last.1).max(self.kept);
+                    // Also when the balloon went there by itself meanwhile: it has not been told to. An order that was taken and has a
+                    // piece refused may have come anywhere.
+                    self.told = stands.map_or(self.told, |stands| stands.max(self.kept));
                     if self.outstanding.take_if(|o| o.1 == *order).is_some() {
                         self.settled = at;
                     }
