@@ -43,7 +43,7 @@ fn forecasts_are_judged_by_a_real_guest_and_drawn_and_a_burst_survives_what_they
     let picture = host.config_path().with_file_name("curve.svg");
     host.command(&["explain", "seer", "--svg", picture.to_str().unwrap()]).unwrap();
     let picture = std::fs::read_to_string(picture).unwrap();
-    assert!(picture.starts_with("<svg") && picture.contains("seer") && picture.contains("budget"), "{picture}");
+    assert!(picture.starts_with("<svg") && picture.contains("seer") && picture.contains("allowed"), "{picture}");
 
     squeezed_below(&mut machine, &host, Bytes::mib(200));
     let burst = machine.guest.burst(250).unwrap();
