@@ -24,8 +24,6 @@ packages=(
     gcc libc6-dev pkg-config libvirt-dev dpkg-dev                  # building, packaging
     libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
 )
-# By its program: where the emulator is a backported one, so is qemu-img, and the stock package would conflict with it.
-command -v qemu-img >/dev/null || packages+=(qemu-utils)
 
 say() { printf '==> %s\n' "$*"; }
 fail() {
@@ -60,16 +58,23 @@ check_machine() {
     [ "${minor:-0}" -ge 95 ] || fail "Rust 1.95 or newer is needed, this is $(rustc --version): run \`rustup update stable\`"
 }
 
-install_packages() {
+install_missing() {
     local missing=() package
-    for package in "${packages[@]}"; do
+    for package in "$@"; do
         [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
     done
     [ ${#missing[@]} -gt 0 ] || return 0
     apt_update
     say "installing ${#missing[@]} packages: ${missing[*]}"
-    as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$target/apt.log" 2>&1 ||
+    as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >>"$target/apt.log" 2>&1 ||
         fail "apt-get install failed, see $target/apt.log"
+}
+
+install_packages() {
+    install_missing "${packages[@]}"
+    # By its program, and after the others: where the emulator is a backported one, so is qemu-img, and the stock package
+    # would conflict with it; where only qemu-img was backported, apt has just removed it for the stock emulator's sake.
+    command -v qemu-img >/dev/null || install_missing qemu-utils
 }
 
 # The first dependency of package $1 whose name begins with $2.
