@@ -56,6 +56,8 @@ pub struct Config {
     pub defaults: VmSettings,
     /// The VMs this file names, in its order.
     pub vms: Vec<Vm>,
+    /// Its `[[vm]]` tables that cannot be used, in its order. None of one that was checked by [`Config::parse`].
+    pub refused: Vec<RefusedVm>,
 }
 
 /// The daemon itself.
@@ -127,20 +129,13 @@ pub struct Vm {
     pub settings: VmSettings,
 }
 
-/// A file in which every table but some `[[vm]]` can be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Examined {
-    /// What can be used.
-    pub config: Config,
-    /// The tables that cannot, in the file's order.
-    pub refused: Vec<RefusedVm>,
-}
-
 /// A `[[vm]]` that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedVm {
     /// Whose it is; `None`: it has no name that can be read.
     pub name: Option<VmName>,
+    /// Its monitor, as the table says.
+    pub qmp: Option<PathBuf>,
     /// What is wrong with it.
     pub error: ConfigError,
 }
@@ -196,22 +191,61 @@ impl Config {
     /// # Errors
     /// Something in it is wrong: the first thing, in the order of the file as far as possible.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
-        let examined = Self::examine_text(file, text)?;
-        match examined.refused.into_iter().next() {
-            Some(first) => Err(first.error),
-            None => Ok(examined.config),
-        }
+        let mut config = Self::examine_text(file, text)?;
+        if config.refused.is_empty() { Ok(config) } else { Err(config.refused.swap_remove(0).error) }
     }
 
     /// Reads and checks a file for a daemon that runs: a mistake in a `[[vm]]` refuses that table only.
     ///
     /// # Errors
     /// It cannot be read, is no TOML, or something is wrong outside of the `[[vm]]` tables.
-    pub fn examine(file: &Path) -> Result<Examined, ConfigError> {
+    pub fn examine(file: &Path) -> Result<Self, ConfigError> {
         Self::examine_text(file, &read(file)?)
     }
 
-    fn examine_text(file: &Path, text: &str) -> Result<Examined, ConfigError> {
+    /// Reads and checks a file for a daemon that starts, possibly after a crash: as for one that runs, and what is left
+    /// must be something to manage, within the budget.
+    ///
+    /// # Errors
+    /// As [`Self::examine`]; or nothing is left, or too much.
+    pub fn examine_to_start(file: &Path) -> Result<Self, ConfigError> {
+        let mut config = Self::examine(file)?;
+        if config.vms.is_empty() && config.libvirt.is_none() {
+            // One without any table was refused by `examine`.
+            return Err(config.refused.swap_remove(0).error);
+        }
+        if let Some(problem) = config.overcommitted() {
+            return Err(ConfigError { file: file.to_owned(), at: None, vm: None, problem });
+        }
+        config.leave_alone();
+        Ok(config)
+    }
+
+    /// Takes up the QEMUs of refused tables as exempt, where their monitors are known: the daemon before this one may have
+    /// left them with little, and nobody else gives it back.
+    fn leave_alone(&mut self) {
+        let overrides = Overrides { exempt: Some(true), ..Overrides::default() };
+        for refused in &self.refused {
+            let (Some(name), Some(qmp)) = (&refused.name, &refused.qmp) else { continue };
+            let taken = self.vms.iter().any(|vm| vm.name == *name || vm.qmp.as_ref() == Some(qmp));
+            if taken || !check::is_name(&name.0) || !qmp.is_absolute() {
+                continue;
+            }
+            let mut settings = self.defaults.clone();
+            overrides.apply(&mut settings);
+            self.vms.push(Vm {
+                name: name.clone(),
+                qmp: Some(qmp.clone()),
+                agent: None,
+                service: None,
+                interface: None,
+                overrides: overrides.clone(),
+                settings,
+            });
+        }
+    }
+
+    fn examine_text(file: &Path, text: &str) -> Result<Self, ConfigError> {
         let source = Source { file, text };
         let wrong = |e: toml::de::Error| {
             let at = e.span().map_or(0, |s| s.start);
@@ -244,6 +278,7 @@ impl Config {
     pub fn settings_with(&self, vm: &VmName, metadata: &Overrides) -> Result<VmSettings, String> {
         let mut settings = self.defaults.clone();
         metadata.apply(&mut settings);
+        settings.exempt |= self.is_in_doubt(vm);
         if let Some(vm) = self.vms.iter().find(|v| v.name == *vm) {
             vm.overrides.apply(&mut settings);
         }
@@ -272,8 +307,18 @@ impl Config {
 
     /// How a VM is to be treated, named in this file or not.
     #[must_use]
-    pub fn settings(&self, vm: &VmName) -> &VmSettings {
-        self.vms.iter().find(|v| v.name == *vm).map_or(&self.defaults, |v| &v.settings)
+    pub fn settings(&self, vm: &VmName) -> VmSettings {
+        let mut settings = self.vms.iter().find(|v| v.name == *vm).map_or(&self.defaults, |v| &v.settings).clone();
+        settings.exempt |= self.is_in_doubt(vm);
+        settings
+    }
+
+    /// Whether what this file says of a VM cannot be read: a table that is refused is its own, or may be, and no other
+    /// is. It is exempt, for that or a guarantee may be what the table says.
+    #[must_use]
+    pub fn is_in_doubt(&self, vm: &VmName) -> bool {
+        self.refused.iter().any(|refused| refused.name.as_ref().is_none_or(|name| name == vm))
+            && !self.vms.iter().any(|v| v.name == *vm)
     }
 }
 
@@ -290,10 +335,11 @@ fn read(file: &Path) -> Result<String, ConfigError> {
 fn read_vm(
     table: Spanned<DeValue<'_>>,
     wrong: impl Fn(toml::de::Error) -> ConfigError,
-) -> Result<Spanned<raw::Vm>, RefusedVm> {
-    let name = table.get_ref().as_table().and_then(|t| t.get("name")?.get_ref().as_str()).map(VmName::from);
+) -> Result<Spanned<raw::Vm>, Box<RefusedVm>> {
+    let said = |key: &str| table.get_ref().as_table().and_then(|t| t.get(key)?.get_ref().as_str());
+    let (name, qmp) = (said("name").map(VmName::from), said("qmp").map(PathBuf::from));
     Spanned::<raw::Vm>::deserialize(ValueDeserializer::from(table))
-        .map_err(|error| RefusedVm { name, error: wrong(error) })
+        .map_err(|error| Box::new(RefusedVm { name, qmp, error: wrong(error) }))
 }
 
 /// A file under examination.

@@ -16,10 +16,11 @@ mod dispatch;
 mod operate;
 pub mod reload;
 mod seen;
+mod settings;
 
 use crate::actuator::{self, Command, Polling};
 use crate::clock::Clock;
-use crate::config::{Config, OnExit};
+use crate::config::{self, Address, Config, OnExit};
 use crate::control;
 use crate::forecaster::{self, Forecaster};
 use crate::host_memory;
@@ -29,7 +30,7 @@ use crate::metrics::{self, Depth, Metrics, Snapshot};
 use crate::notify::Notifier;
 use crate::prober::{self, ProbeStatus, Prober, Target};
 use crate::session::{self, Admission, Opening};
-use crate::transport::{Listener, Peer, Stream};
+use crate::transport::{self, Listener, Peer, Stream};
 use crate::web;
 use ballast_planner::{Forecast, Input, LawSettings, Mode, Planner, VmName, VmStatus};
 use ballast_protocol::{Answer, Bytes, GuestMessage, Hello, HostMessage, Micros, Refusal, Shortfall, Verdict};
@@ -48,6 +49,8 @@ use tokio::time::{Duration, sleep_until, timeout};
 const EVENTS: usize = 4096;
 /// How long orders under way are waited for when the daemon stops.
 const DRAIN: Duration = Duration::from_secs(5);
+/// Between attempts to serve metrics where somebody else was.
+const WEB_PAUSE: Duration = Duration::from_secs(10);
 /// Decisions remembered per VM for `explain`.
 const REMEMBERED: usize = 32;
 
@@ -135,13 +138,10 @@ pub enum StartError {
     Hypervisor(#[from] hypervisor::Error),
     /// A listener for agents.
     #[error("listening for guest agents")]
-    Transport(#[from] crate::transport::Error),
+    Transport(#[from] transport::Error),
     /// The control socket.
     #[error(transparent)]
     Control(#[from] control::ServeError),
-    /// Metrics and the status page.
-    #[error(transparent)]
-    Web(#[from] web::Error),
 }
 
 struct Managed {
@@ -161,11 +161,14 @@ struct Session {
 /// Everything the daemon's task owns.
 pub struct Daemon {
     config: Config,
+    /// The tables of its file that are not used, and what that means.
+    refused: Vec<String>,
     clock: Clock,
     planner: Planner,
     journal: Option<Journal>,
     backends: Backends,
     vms: BTreeMap<VmName, Managed>,
+    metadata: BTreeMap<VmName, settings::Metadata>,
     sessions: BTreeMap<VmName, Session>,
     next_session: u64,
     remembered: BTreeMap<VmName, VecDeque<control::Decision>>,
@@ -194,21 +197,27 @@ impl std::fmt::Debug for Daemon {
 }
 
 impl Daemon {
-    /// Binds everything: what cannot be had is known before the first decision.
+    /// Binds everything: what cannot be had is known before the first decision. What only one VM or nobody's memory
+    /// depends on is told and done without: a host without this daemon is worse.
     ///
     /// # Errors
-    /// The journal, a listener or the control socket cannot be had, or another daemon has it.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    /// The journal, AF_VSOCK or the control socket cannot be had, or another daemon has it.
+    pub async fn start(mut config: Config) -> Result<Self, StartError> {
         let clock = Clock::start();
+        let refused: Vec<String> = config.refused.iter().map(|table| reload::told(&config, table)).collect();
+        for table in &refused {
+            tracing::error!("{table}");
+        }
         let (events, inbox) = mpsc::channel(EVENTS);
         let planner = Planner::new();
         // First the sockets: they tell whether another daemon is at work, whose journal must not be moved aside.
         control::serve(&config.daemon.control_socket, config.daemon.control_group.as_deref(), events.clone()).await?;
         let web = match &config.metrics {
-            Some(settings) => Some(web::serve(settings, events.clone()).await?),
+            Some(settings) => serve_now_or_later(settings, &events).await,
             None => None,
         };
-        let listener = Listener::bind(&config).await?;
+        let mut listener = Listener::bind(&config.daemon)?;
+        listen_for_all(&mut listener, &mut config).await?;
         let journal = if config.journal.enabled {
             Some(Journal::begin(&config.journal.path, config.journal.max_size.0, &planner, clock.now())?)
         } else {
@@ -229,11 +238,13 @@ impl Daemon {
         let probing = tokio::spawn(task.run());
         Ok(Self {
             config,
+            refused,
             clock,
             planner,
             journal,
             backends,
             vms: BTreeMap::new(),
+            metadata: BTreeMap::new(),
             sessions: BTreeMap::new(),
             next_session: 0,
             remembered: BTreeMap::new(),
@@ -253,7 +264,7 @@ impl Daemon {
         })
     }
 
-    /// Where metrics and the status page are, if they are served.
+    /// Where metrics and the status page are, if they were served from the start.
     #[must_use]
     pub const fn web(&self) -> Option<SocketAddr> {
         self.web
@@ -327,7 +338,7 @@ impl Daemon {
                     turn = (turn + 1) % forecaster::TURNS;
                     self.ask_for_forecasts(turn);
                 }
-                () = sleep_until(next_look), if self.web.is_some() => {
+                () = sleep_until(next_look), if self.config.metrics.is_some() => {
                     next_look = tokio::time::Instant::now() + metrics::EVERY;
                     self.metrics.look(self.clock.now(), &self.planner);
                 }
@@ -357,7 +368,16 @@ impl Daemon {
         if self.is_dry_run() {
             text += ", a dry run";
         }
+        if !self.problems().is_empty() {
+            text += ", `ballast-host status` names what is wrong";
+        }
         self.notifier.status(text);
+    }
+
+    /// What waits for somebody to mend it.
+    fn problems(&self) -> Vec<String> {
+        let metadata = self.metadata.iter().filter_map(|(vm, m)| Some(format!("VM `{vm}`: {}", m.problem.as_ref()?)));
+        self.operated.lost.iter().chain(&self.refused).cloned().chain(metadata).collect()
     }
 
     async fn event(&mut self, event: Event) {
@@ -545,6 +565,7 @@ impl Daemon {
                     vms,
                     waiting,
                     probes: self.probed.values().cloned().collect(),
+                    problems: self.problems(),
                 };
                 let _ = reply.send(status);
             }
@@ -605,6 +626,51 @@ impl Daemon {
         control::remove(&self.config.daemon.control_socket);
         tracing::info!("stopped");
     }
+}
+
+/// Metrics and the status page, now or as soon as they can be had. No VM waits for them.
+async fn serve_now_or_later(settings: &config::Metrics, events: &mpsc::Sender<Event>) -> Option<SocketAddr> {
+    let error = match web::serve(settings, events.clone()).await {
+        Ok(address) => return Some(address),
+        Err(error) => error,
+    };
+    tracing::warn!(error = %crate::chain(&error), "tried again every {} s", WEB_PAUSE.as_secs());
+    let (settings, events) = (settings.clone(), events.clone());
+    tokio::spawn(async move {
+        while !events.is_closed() {
+            tokio::time::sleep(WEB_PAUSE).await;
+            if let Ok(address) = web::serve(&settings, events.clone()).await {
+                tracing::info!(page = %format!("http://{address}/"), "metrics and status page are served now");
+                return;
+            }
+        }
+    });
+    None
+}
+
+/// Listens at the hybrid vsock of each VM. One that cannot be had is that VM's trouble, unless it is so for all VMs there
+/// are, because another daemon serves them: two would undo each other's orders.
+async fn listen_for_all(listener: &mut Listener, config: &mut Config) -> Result<(), transport::Error> {
+    let mut failed = Vec::new();
+    for vm in &mut config.vms {
+        let Some(Address::Hybrid(path)) = &vm.agent else { continue };
+        if let Err(error) = listener.add(vm.name.clone(), path.clone()).await {
+            // So that the next reload tries again.
+            vm.agent = None;
+            failed.push(error);
+        }
+    }
+    let occupied = failed.iter().filter(|e| matches!(e, transport::Error::Occupied { .. })).count();
+    if config.libvirt.is_none() && occupied > 0 && occupied == config.vms.len() {
+        return Err(failed.swap_remove(0));
+    }
+    for error in failed {
+        tracing::warn!(
+            "{}; its agent cannot call until that is mended and `ballast-host reload`",
+            crate::chain(&error)
+        );
+    }
+    Ok(())
 }
 
 /// The VMs whose service is measured.

@@ -40,6 +40,9 @@ pub fn status(status: &Status) -> String {
         let state = hypervisor.error.as_ref().map_or_else(|| "ok".to_owned(), |e| format!("NO ANSWER: {e}"));
         let _ = writeln!(out, "  {}: {state}", hypervisor.name);
     }
+    for problem in &status.problems {
+        let _ = writeln!(out, "  WRONG: {problem}");
+    }
     let mut vms = table(&[
         "VM",
         "class",

@@ -19,7 +19,7 @@ mod stream;
 
 pub use stream::Stream;
 
-use crate::config::{Address, Config};
+use crate::config;
 use ballast_planner::VmName;
 use ballast_protocol::{HostMessage, MAX_FRAME, Refusal, encode};
 use pace::Pace;
@@ -111,27 +111,21 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens for all VMs of a configuration, or for none.
+    /// Listens on AF_VSOCK if that is wanted, and for no VM on hybrid vsock yet. Must be called on a runtime.
     ///
     /// # Errors
-    /// One of the sockets cannot be had; those made before are gone again.
-    pub async fn bind(config: &Config) -> Result<Self, Error> {
+    /// AF_VSOCK cannot be had.
+    pub fn bind(daemon: &config::Daemon) -> Result<Self, Error> {
         let (sender, arrivals) = mpsc::channel(WAITING);
         let refuser = Refuser { slots: Arc::new(Semaphore::new(FAREWELLS)) };
         let mut tasks = JoinSet::new();
-        let port = config.daemon.port;
-        if config.daemon.vsock {
+        let port = daemon.port;
+        if daemon.vsock {
             let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
                 .map_err(|source| Error::Vsock { port, source })?;
             tasks.spawn(accept_vsock(listener, sender.clone(), refuser.clone()));
         }
-        let mut this = Self { port, arrivals, sender, hybrid: BTreeMap::new(), _tasks: tasks, refuser };
-        for vm in &config.vms {
-            if let Some(Address::Hybrid(path)) = &vm.agent {
-                this.add(vm.name.clone(), path.clone()).await?;
-            }
-        }
-        Ok(this)
+        Ok(Self { port, arrivals, sender, hybrid: BTreeMap::new(), _tasks: tasks, refuser })
     }
 
     /// Listens for one more VM, whose hybrid vsock has this path (without `_<port>`). Replaces an earlier path.

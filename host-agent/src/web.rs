@@ -180,6 +180,16 @@ async fn page() -> Response {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_named_with_its_key() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listen = taken.local_addr().unwrap();
+        let settings = Settings { listen, names: Vec::new() };
+        let text = crate::chain(&serve(&settings, mpsc::channel(1).0).await.unwrap_err());
+        assert!(text.contains(&format!("cannot listen on {listen}")), "{text}");
+        assert!(text.contains("`listen` in [metrics]") && text.contains("in use"), "{text}");
+    }
+
     #[test]
     fn only_names_that_mean_this_machine_are_ours() {
         let names = ["host1.example".to_owned()];

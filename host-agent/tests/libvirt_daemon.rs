@@ -165,7 +165,7 @@ fn the_daemon_over_libvirt_squeezes_without_an_agent_and_survives_libvirtd() {
     let back = wait_for("its VM", || host.vm("quiet").filter(|v| v["actual"].is_u64()));
     assert!(back["target"].as_u64().unwrap() < SIZE, "a jump after libvirtd's restart: {back}");
 
-    // What its domain says of it counts, as soon as it is said, and a mistake in it counts for nothing.
+    // What its domain says of it counts, as soon as it is said, and a mistake in it changes nothing.
     let namespace = ["metadata", "quiet", METADATA, "--live"];
     let say = |libvirtd: &Libvirtd, text: &str| {
         libvirtd.virsh(&[&namespace[..], &["--key", "ballast", "--set", text]].concat());
@@ -177,15 +177,41 @@ fn the_daemon_over_libvirt_squeezes_without_an_agent_and_survives_libvirtd() {
     println!("metadata known after {:?}", begun.elapsed());
     let quiet = host.vm("quiet").unwrap();
     assert_eq!((&quiet["weight"], &quiet["class"]), (&300.into(), &"high".into()), "{quiet}");
-    say(&libvirtd, "<vm><min>a lot</min><weight>300</weight></vm>");
-    wait_for("the settings without metadata", || (min(&host) == 64 * MIB).then_some(()));
+    let problem = |host: &Host| host.status()["problems"][0].as_str().map(str::to_owned);
+    say(&libvirtd, "<vm><min>a lot</min><weight>400</weight></vm>");
+    let said = wait_for("the mistake to be told", || problem(&host));
+    for part in [
+        "VM `quiet`: the <metadata> of its domain is not used: <min>: `a lot` is not a memory size",
+        "virsh metadata quiet https://ballast.dev/domain/1 --edit --key ballast",
+        "until then what it said before holds",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
     let explained = String::from_utf8(host.ask(&["explain", "quiet"])).unwrap();
-    assert!(
-        explained.contains("<metadata> of its domain is not used: <min>: `a lot` is not a memory size")
-            && explained.contains("virsh metadata quiet https://ballast.dev/domain/1 --edit --key ballast"),
-        "{explained}"
-    );
+    assert!(explained.contains("<metadata> of its domain is not used"), "{explained}");
+    // Long enough for a regular look.
+    std::thread::sleep(Duration::from_secs(6));
+    let quiet = host.vm("quiet").unwrap();
+    assert_eq!((min(&host), &quiet["weight"], &quiet["class"]), (200 * MIB, &300.into(), &"high".into()), "{quiet}");
     libvirtd.virsh(&[&namespace[..], &["--remove"]].concat());
+    wait_for("the settings without metadata", || (min(&host) == 64 * MIB).then_some(()));
+    assert_eq!(problem(&host), None);
+
+    // One whose metadata was never right is left alone: it has all its memory until that is corrected.
+    libvirtd.virsh(&["destroy", "talks"]);
+    wait_for("the VM to be forgotten", || host.vm("talks").is_none().then_some(()));
+    let set = ["metadata", "talks", METADATA, "--config", "--key", "ballast", "--set"];
+    libvirtd.virsh(&[&set[..], &["<vm><min>200MiB</min><exmpt>true</exmpt></vm>"]].concat());
+    libvirtd.virsh(&["start", "talks"]);
+    let talks = wait_for("hands off", || {
+        host.vm("talks").filter(|v| v["holding"].as_str().is_some_and(|why| why.contains("exempt")))
+    });
+    assert_eq!(talks["target"], SIZE, "{talks}");
+    assert!(problem(&host).is_some_and(|p| p.contains("did you mean `exempt`?") && p.contains("hands off")));
+    let live = ["metadata", "talks", METADATA, "--live", "--key", "ballast", "--set"];
+    libvirtd.virsh(&[&live[..], &["<vm><min>200MiB</min></vm>"]].concat());
+    wait_for("the minimum", || (host.vm("talks")?["min"] == 200 * MIB).then_some(()));
+    assert_eq!(problem(&host), None);
 
     // Saved: gone. Restored: found as it was.
     let kept = host.vm("quiet").unwrap()["actual"].as_u64().unwrap();

@@ -101,6 +101,77 @@ async fn law_budget_and_dry_run_change_while_it_runs() {
     host.stop();
 }
 
+/// As after a crash that follows a reload which was partly refused, on a host where something is in the way besides.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_starts_with_what_can_be_used_and_names_the_rest() {
+    let folder = folder();
+    let vm = |name: &str| FakeVm::start(folder.path(), name, SIZE, true);
+    let (a, b, c) = (vm("a"), vm("b"), vm("c"));
+    let in_the_way = folder.path().join("c.vsock_9150");
+    std::fs::write(&in_the_way, "precious").unwrap();
+    let mut host = Host::start(folder.path(), &(a.table("") + &b.table("") + &c.table("")));
+    host.wait_field("a", "agent", "alive");
+    host.wait_field("c", "agent", "never");
+    let log = host.log();
+    assert!(log.contains("c.vsock_9150 is there and is no socket; move it away; its agent cannot call"), "{log}");
+    assert_eq!(std::fs::read_to_string(&in_the_way).unwrap(), "precious");
+    wait_for("a taking", || (b.actual() < SIZE).then_some(()));
+    host.configure(&(a.table("") + &b.table("min = 3") + &c.table("")));
+    assert!(host.reload().contains("this VM goes on as it was"));
+    assert!(host.status()["problems"][0].as_str().unwrap().contains("VM `b`: invalid type"), "{}", host.status());
+
+    // Nobody knows any more what `b` was: it has all its memory.
+    host.restart();
+    host.wait_field("a", "agent", "alive");
+    wait_for("all its memory", || (b.actual() == SIZE).then_some(()));
+    host.wait_field("b", "agent", "never");
+    let log = host.log();
+    let refused = log.lines().find(|l| l.contains("ERROR")).unwrap();
+    for part in ["host.toml:", ": VM `b`: invalid type: integer `3`", "hands off this VM until it is corrected"] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+    let status = host.status();
+    let [problem] = status["problems"].as_array().unwrap().as_slice() else { panic!("{status}") };
+    assert!(refused.contains(problem.as_str().unwrap()), "{problem}");
+    assert!(String::from_utf8(host.ask(&["status"])).unwrap().contains("  WRONG: "));
+    // Who asks whether the file is right hears of every mistake.
+    let check = std::process::Command::new(env!("CARGO_BIN_EXE_ballast-host"))
+        .args(["run", "--check", "--config"])
+        .arg(folder.path().join("host.toml"))
+        .output()
+        .unwrap();
+    assert!(!check.status.success() && String::from_utf8(check.stderr).unwrap().contains("VM `b`"));
+
+    std::fs::remove_file(&in_the_way).unwrap();
+    host.configure(&(a.table("") + &b.table("min = \"3MiB\"") + &c.table("")));
+    let said = host.reload();
+    assert!(said.contains("exempt true -> false") && said.contains("VM `c`: its agent may call at"), "{said}");
+    host.wait_field("b", "agent", "alive");
+    wait_for("a taking", || (b.actual() < SIZE).then_some(()));
+    host.wait_field("c", "agent", "alive");
+    assert_eq!(host.status()["problems"], serde_json::json!([]));
+    host.stop();
+}
+
+/// Two daemons would undo each other's orders.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_daemon_on_all_the_same_vms_does_not_start() {
+    let folder = folder();
+    let vm = |name: &str| FakeVm::start(folder.path(), name, SIZE, true);
+    let (a, b) = (vm("a"), vm("b"));
+    let host = Host::start(folder.path(), &(a.table("") + &b.table("")));
+    host.wait_field("b", "agent", "alive");
+    let own = std::fs::read_to_string(folder.path().join("host.toml")).unwrap().replace("/control\"", "/second\"");
+    let file = folder.path().join("second.toml");
+    std::fs::write(&file, own).unwrap();
+    let mut second = std::process::Command::new(env!("CARGO_BIN_EXE_ballast-host"));
+    let second = second.args(["run", "--config"]).arg(&file).output().unwrap();
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert!(!second.status.success() && said.contains("another ballast-host runs on the same VMs"), "{said}");
+    assert_eq!(host.vm("a").unwrap()["agent"], "alive");
+    host.stop();
+}
+
 /// Addresses may pass from one VM to another, and an agent finds its daemon at its new place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn addresses_change_hands() {
@@ -116,6 +187,7 @@ async fn addresses_change_hands() {
     host.configure(&(renamed(&a, "c") + &renamed(&b, "a")));
     let said = host.reload();
     assert!(said.contains("refused=0"), "{said}");
+    assert!(said.contains(&format!("VM `a`: qmp {0}/a.qmp -> {0}/b.qmp", folder.path().display())), "{said}");
     host.wait_field("c", "agent", "alive");
     host.wait_field("a", "agent", "alive");
     assert!(a.state().sessions >= 2 && b.state().sessions == 1);

@@ -15,11 +15,13 @@ const CALLS: usize = 128;
 
 /// Runs until SIGTERM or Ctrl-C; `check`: only reads the configuration.
 pub fn run(config: &Path, check: bool) -> Result<ExitCode> {
-    let config = Config::load(config)?;
     if check {
+        let config = Config::load(config)?;
         println!("{}: ok, {} VMs named", config.file.display(), config.vms.len());
         return Ok(ExitCode::SUCCESS);
     }
+    // One table that is wrong must not leave the other VMs without their daemon, say after a crash.
+    let config = Config::examine_to_start(config)?;
     logs::start();
     raise_file_limit();
     // Two workers: one for the daemon's task, one for sessions, so that a burst of reports never delays a decision.

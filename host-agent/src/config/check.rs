@@ -2,7 +2,7 @@
 
 use super::overrides::{self, Overrides};
 use super::{
-    Address, Config, ConfigError, Daemon, Examined, Journal, Libvirt, RefusedVm, Source, Vm, law, metrics, probing, raw,
+    Address, Config, ConfigError, Daemon, Journal, Libvirt, RefusedVm, Source, Vm, law, metrics, probing, raw,
 };
 use ballast_planner::{VmName, VmSettings};
 use ballast_protocol::{Bytes, DEFAULT_PORT};
@@ -30,8 +30,8 @@ const LONGEST_NAME: usize = 128;
 pub(super) fn check(
     source: &Source<'_>,
     raw: raw::Root,
-    tables: Vec<Result<Spanned<raw::Vm>, RefusedVm>>,
-) -> Result<Examined, ConfigError> {
+    tables: Vec<Result<Spanned<raw::Vm>, Box<RefusedVm>>>,
+) -> Result<Config, ConfigError> {
     let daemon = &raw.daemon;
     let port = match &daemon.port {
         Some(port) if matches!(*port.get_ref(), 0 | u32::MAX) => {
@@ -59,12 +59,14 @@ pub(super) fn check(
     let (mut vms, mut refused) = (Vec::with_capacity(tables.len()), Vec::new());
     for table in tables {
         match table {
-            Err(unread) => refused.push(unread),
+            Err(unread) => refused.push(*unread),
             Ok(entry) => match vm(source, &entry, &defaults, port, libvirt.is_some(), &mut taken) {
                 Ok(vm) => vms.push(vm),
                 Err(error) => {
-                    let name = entry.get_ref().name.as_ref().map(|n| VmName(n.get_ref().clone()));
-                    refused.push(RefusedVm { name, error });
+                    let raw::Vm { name, qmp, .. } = entry.get_ref();
+                    let name = name.as_ref().map(|n| VmName(n.get_ref().clone()));
+                    let qmp = qmp.as_ref().map(|q| q.get_ref().clone());
+                    refused.push(RefusedVm { name, qmp, error });
                 }
             },
         }
@@ -98,13 +100,14 @@ pub(super) fn check(
         laws,
         defaults,
         vms,
+        refused,
     };
-    if refused.is_empty()
+    if config.refused.is_empty()
         && let (Some(problem), Some(at)) = (config.overcommitted(), &raw.host.budget)
     {
         return Err(source.error(at.span().start, problem));
     }
-    Ok(Examined { config, refused })
+    Ok(config)
 }
 
 /// What the host counts as having, and what of it is never handed out.
@@ -151,6 +154,11 @@ fn libvirt(source: &Source<'_>, raw: Option<&raw::Libvirt>) -> Result<Option<Lib
     Ok(Some(Libvirt { uri }))
 }
 
+/// Names stand in logs, one line each.
+pub(super) fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= LONGEST_NAME && !text.chars().any(char::is_control)
+}
+
 fn vm(
     source: &Source<'_>,
     entry: &Spanned<raw::Vm>,
@@ -164,7 +172,7 @@ fn vm(
         return Err(source.error(entry.span().start, "this [[vm]] has no `name`; add for example name = \"web\""));
     };
     let text = name.get_ref();
-    if text.is_empty() || text.len() > LONGEST_NAME || text.chars().any(char::is_control) {
+    if !is_name(text) {
         return Err(source.error(name.span().start, format!("a name has 1 to {LONGEST_NAME} printable characters")));
     }
     taken.claim("name", text, name.span().start)?;

@@ -28,8 +28,8 @@ fn the_example_says_what_it_shows() {
     assert_eq!((web.service, web.interface.as_deref()), (Some("10.0.0.7:5201".parse().unwrap()), Some("tap0")));
     assert_eq!(config.prober, crate::prober::Settings::default());
 
-    assert_eq!(config.settings(&VmName::from("web")), &web.settings);
-    assert_eq!(config.settings(&VmName::from("unnamed")), &config.defaults);
+    assert_eq!(config.settings(&VmName::from("web")), web.settings);
+    assert_eq!(config.settings(&VmName::from("unnamed")), config.defaults);
 }
 
 /// What the example shows as a default is the default: every commented key is uncommented and must change nothing.
@@ -341,7 +341,7 @@ fn a_bad_vm_is_refused_alone_and_by_name() {
                 name = \"c\"\nqmp = \"/c\"\nmin = \"2G\"\nmax = \"1G\"\n\n[[vm]]\nname = \"d\"\nqmp = \"/a\"\n\n\
                 [[vm]]\nqmp = \"/e\"\n\n[[vm]]\nname = \"f\"\nqmp = \"/f\"\n";
     let examined = Config::examine_text(Path::new("b.toml"), text).unwrap();
-    let good: Vec<_> = examined.config.vms.iter().map(|v| v.name.0.as_str()).collect();
+    let good: Vec<_> = examined.vms.iter().map(|v| v.name.0.as_str()).collect();
     assert_eq!(good, ["a", "f"]);
     let said: Vec<_> = examined.refused.iter().map(|r| (r.name.clone(), r.error.to_string())).collect();
     let named = |name: &str, text: &str| (Some(VmName::from(name)), text.to_owned());
@@ -357,13 +357,53 @@ fn a_bad_vm_is_refused_alone_and_by_name() {
             (None, "b.toml:20:1: this [[vm]] has no `name`; add for example name = \"web\"".to_owned()),
         ]
     );
-    // At the start there is no old VM to go on with: the first mistake ends it.
+    // For `run --check`, the first mistake is one too many.
     assert_eq!(parse(text).unwrap_err().to_string(), said[0].1);
     // What is wrong outside of [[vm]] is wrong for all.
     for wrong in ["[daemon]\nport = 0\n", "[demon]\n", "[host\n", "[defaults]\nmin = \"2G\"\nmax = \"1G\"\n"] {
         assert!(Config::examine_text(Path::new("b.toml"), &format!("{wrong}{text}")).is_err(), "{wrong}");
     }
     assert!(Config::examine_text(Path::new("b.toml"), "vm = 3\n").is_err());
+}
+
+#[test]
+fn a_start_takes_what_can_be_used_and_is_hands_off_where_it_cannot_know() {
+    let start = |text: &str| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::examine_to_start(file.path()).map_err(|e| e.to_string())
+    };
+    let wrong = "[[vm]]\nname = \"db\"\nexempt = true\nmin = 3\n";
+    let good = "[[vm]]\nname = \"web\"\nmin = \"128MiB\"\n";
+    let config = start(&format!("[libvirt]\n{wrong}{good}")).unwrap();
+    let exempt = |config: &Config, vm: &str| {
+        let said = config.settings_with(&vm.into(), &Overrides::default()).unwrap();
+        assert_eq!(said.exempt, config.settings(&vm.into()).exempt);
+        said.exempt
+    };
+    assert_eq!(["db", "web", "other"].map(|vm| exempt(&config, vm)), [true, false, false]);
+    // A table that names nobody may be anybody's but theirs who have one.
+    let nameless = start(&format!("[libvirt]\n{}{good}", wrong.replace("name", "nane"))).unwrap();
+    assert_eq!(["db", "web", "other"].map(|vm| exempt(&nameless, vm)), [true, false, true]);
+    // A second table of a name leaves the first one in force.
+    let twice = start(&format!("[libvirt]\n{good}{}", wrong.replace("db", "web"))).unwrap();
+    assert!(!exempt(&twice, "web") && twice.refused.len() == 1);
+
+    // A QEMU whose monitor is known is taken up, exempt; not one whose monitor or name is another's.
+    let qmp = |name: &str, path: &str, more: &str| format!("[[vm]]\nname = \"{name}\"\nqmp = \"{path}\"\n{more}\n");
+    let text = qmp("a", "/a", "") + &qmp("b", "/b", "min = 3") + &qmp("c", "/c", "max = \"1MiB\"");
+    let text = text + &qmp("d", "/a", "") + &qmp("a", "/e", "") + &qmp("f", "f", "");
+    let config = start(&text).unwrap();
+    let vms: Vec<_> = config.vms.iter().map(|v| (v.name.0.as_str(), v.settings.exempt)).collect();
+    assert_eq!(vms, [("a", false), ("b", true), ("c", true)]);
+    assert_eq!(config.refused.len(), 5);
+    assert!(exempt(&config, "b") && !config.is_in_doubt(&"b".into()));
+
+    let alone = start(&format!("{wrong}qmp = \"/q\"\n")).unwrap_err();
+    assert!(alone.contains(":4:7: VM `db`: invalid type: integer `3`"), "nothing to manage: {alone}");
+    let crowded = start(&format!("[libvirt]\n[host]\nbudget = \"64MiB\"\n{wrong}{good}")).unwrap_err();
+    assert!(crowded.contains("the minimums of 1 VMs sum to 128 MiB"), "{crowded}");
+    assert!(start("[libvirt]\n[demon]\n").is_err());
 }
 
 #[test]
@@ -410,7 +450,7 @@ fn the_file_wins_over_metadata_and_metadata_over_defaults() {
     assert_eq!((named.min, named.headroom, named.weight), (Bytes::mib(300), Bytes::mib(20), 5));
     let unnamed = config.settings_with(&"other".into(), &metadata).unwrap();
     assert_eq!((unnamed.min, unnamed.headroom, unnamed.max), (Bytes::mib(200), Bytes::mib(20), Bytes::MAX));
-    assert_eq!(&config.settings_with(&"a".into(), &Overrides::default()).unwrap(), config.settings(&"a".into()));
+    assert_eq!(config.settings_with(&"a".into(), &Overrides::default()).unwrap(), config.settings(&"a".into()));
 
     // Each right by itself.
     let error = config.settings_with(&"a".into(), &said(&[("fixed-size", "2GiB")])).unwrap_err();

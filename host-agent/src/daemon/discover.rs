@@ -2,10 +2,10 @@
 //! changed. An answer is compared with what is known, so that the planner hears of changes only.
 
 use super::{Daemon, Event, manage};
-use crate::config::{Address, Config, Overrides};
+use crate::config::{Address, Config};
 use crate::control;
-use crate::hypervisor::{self, Events, Hypervisor, METADATA, Qmp, State, VmFacts};
-use ballast_planner::{Facts, Input, VmName, VmSettings};
+use crate::hypervisor::{self, Events, Hypervisor, Qmp, State, VmFacts};
+use ballast_planner::{Facts, Input, VmName};
 use ballast_protocol::GuestMessage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -69,6 +69,8 @@ pub struct Backends {
     first: Option<FirstLook>,
     /// Whose turn it is at the next regular look.
     turn: usize,
+    /// VMs that two of them have: told once.
+    doubled: BTreeSet<VmName>,
     /// To ask one of them: a blocking thread for each of 1,000 at once would stay for good.
     asking: Arc<Semaphore>,
 }
@@ -113,6 +115,7 @@ impl Backends {
             events: sender,
             first: None,
             turn: 0,
+            doubled: BTreeSet::new(),
             asking: Arc::new(Semaphore::new(ASKED_AT_ONCE)),
         };
         for vm in &config.vms {
@@ -279,14 +282,11 @@ impl Daemon {
     }
 
     fn found(&mut self, backend: usize, name: VmName, facts: VmFacts) {
-        let reachable = self.planner.vm(&name).is_some_and(|vm| vm.actual.is_some());
-        let known = self.vms.get(&name);
-        if let Some(known) = known
-            && known.backend != backend
-        {
-            // Two hypervisors claim the same name; the first one keeps it.
+        if !self.has_claim(backend, &name) {
             return;
         }
+        let reachable = self.planner.vm(&name).is_some_and(|vm| vm.actual.is_some());
+        let known = self.vms.get(&name);
         let is_new = known.is_none();
         if is_new && facts.migrating {
             // It arrives from another host, or is being started: it is found when that is done.
@@ -300,7 +300,6 @@ impl Daemon {
         if migrates && !migrated {
             self.input(Input::Migrating { vm: name.clone(), migrating: true });
         }
-        self.judge_metadata(&name, &facts);
         let settings = self.settings_for(&name, &facts);
         let input = Input::Vm {
             vm: name.clone(),
@@ -335,31 +334,24 @@ impl Daemon {
         }
     }
 
-    /// How a VM is to be treated: by this file, its domain's metadata and its domain's guarantee.
-    pub(super) fn settings_for(&self, name: &VmName, facts: &VmFacts) -> VmSettings {
-        let mut settings = self.by_metadata(name, facts).unwrap_or_else(|_| self.config.settings(name).clone());
-        if let Some(guarantee) = facts.min_guarantee {
-            settings.min = settings.min.max(guarantee);
+    /// Whether a VM is to be had from this hypervisor. When two have one of that name, it is from the monitor that the file
+    /// names for it: whoever wrote that meant this VM, and whichever answers first is chance.
+    fn has_claim(&mut self, backend: usize, vm: &VmName) -> bool {
+        let Some(other) = self.vms.get(vm).map(|known| known.backend).filter(|other| *other != backend) else {
+            return true;
+        };
+        let is_monitor = |number| self.backends.get(number).is_some_and(|b| b.vm.is_some());
+        let wins = is_monitor(backend) && !is_monitor(other);
+        let (by, not_by) = if wins { (backend, other) } else { (other, backend) };
+        if self.backends.doubled.insert(vm.clone()) {
+            let name = |number| self.backends.get(number).map_or("one that is gone", |b| b.name.as_str());
+            tracing::warn!(%vm, by = name(by), not_by = name(not_by), "two hypervisors have a VM of this name: one is \
+                managed, the other is left alone; rename one, or take `qmp` out of its [[vm]] if both are the same VM");
         }
-        settings.exempt |= self.operated.is_exempt(name);
-        settings
-    }
-
-    fn by_metadata(&self, name: &VmName, facts: &VmFacts) -> Result<VmSettings, String> {
-        let said = facts.metadata.clone().and_then(|all| Overrides::from_elements(&all))?;
-        self.config.settings_with(name, &said)
-    }
-
-    /// Says so when a domain's metadata cannot be used.
-    pub(super) fn judge_metadata(&mut self, name: &VmName, facts: &VmFacts) {
-        let Err(problem) = self.by_metadata(name, facts) else { return };
-        let problem = format!(
-            "the <metadata> of its domain is not used: {problem}; correct it with `virsh metadata {name} {METADATA} \
-             --edit --key ballast`; until then the settings of the configuration hold"
-        );
-        tracing::warn!(vm = %name, "{problem}");
-        let at = self.clock.now();
-        self.remember(name, at, problem);
+        if wins {
+            self.forget(vm);
+        }
+        wins
     }
 
     pub(super) fn forget(&mut self, vm: &VmName) {
@@ -369,6 +361,7 @@ impl Daemon {
         }
         self.sessions.remove(vm);
         self.remembered.remove(vm);
+        self.metadata.remove(vm);
         self.probed.remove(vm);
         self.probe(crate::prober::Command::Runs(vm.clone(), false));
         self.input(Input::VmGone { vm: vm.clone() });
@@ -420,3 +413,6 @@ impl Daemon {
 fn same(a: &VmFacts, b: &VmFacts) -> bool {
     VmFacts { actual: b.actual, ..a.clone() } == *b
 }
+
+#[cfg(test)]
+mod tests;

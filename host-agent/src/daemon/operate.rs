@@ -234,18 +234,8 @@ impl Daemon {
         Ok(done(format!("`{vm}` is released by {who}")))
     }
 
-    /// Where it says hands off, when it is not by hand.
-    fn exempt_by(&self, vm: &VmName) -> Option<String> {
-        if self.config.settings(vm).exempt {
-            return Some(self.config.file.display().to_string());
-        }
-        let by_metadata = !self.operated.is_exempt(vm) && self.planner.vm(vm).is_some_and(|v| v.settings.exempt);
-        by_metadata.then(|| "the <metadata> of its domain".to_owned())
-    }
-
     fn how_to_unexempt(&self, vm: &VmName) -> String {
-        self.exempt_by(vm)
-            .map_or_else(|| format!("`ballast-host exempt {vm} --off`"), |file| format!("take `exempt` out of {file}"))
+        self.exempt_by(vm).map_or_else(|| format!("`ballast-host exempt {vm} --off`"), |(_, mend)| mend)
     }
 
     fn exempt(&mut self, now: Micros, who: &Operator, vm: &VmName) -> Answer {
@@ -254,8 +244,8 @@ impl Daemon {
             let text = format!("`{vm}` is held at {} by {} ({}): release it first", hold.size, hold.by, hold.reason);
             return Err(Refused::conflict(text));
         }
-        if let Some(file) = self.exempt_by(vm) {
-            return Ok(done(format!("`{vm}` is exempt by {file} already")));
+        if let Some((by, _)) = self.exempt_by(vm) {
+            return Ok(done(format!("`{vm}` is exempt by {by} already")));
         }
         self.operated.said.exempt.insert(vm.clone(), who.name.clone());
         self.settle(vm);
@@ -267,11 +257,16 @@ impl Daemon {
         if self.operated.said.exempt.remove(vm).is_some() {
             self.settle(vm);
             self.remember(vm, now, format!("exempt: no longer, by {who}"));
-            return Ok(done(format!("`{vm}` is no longer exempt")));
+            let mut done = done(format!("`{vm}` is no longer exempt by hand"));
+            match self.exempt_by(vm) {
+                Some((by, mend)) => done.notes.push(format!("it stays exempt by {by}: {mend}")),
+                None => done.done = format!("`{vm}` is no longer exempt"),
+            }
+            return Ok(done);
         }
         let known = self.present(vm)?;
         Err(Refused::conflict(if known.settings.exempt {
-            format!("`{vm}` is exempt by configuration: {} and reload", self.how_to_unexempt(vm))
+            format!("`{vm}` is exempt by configuration: {}", self.how_to_unexempt(vm))
         } else {
             format!("`{vm}` is not exempt")
         }))
@@ -351,6 +346,7 @@ impl Daemon {
 
     fn set_dry_run(&mut self, on: bool) -> Done {
         self.operated.said.dry_run = Some(on);
+        self.operated.lost = None;
         self.tell_mode();
         let mut done = done(if on {
             "dry run: decisions are made and written down, and nothing is ordered".to_owned()

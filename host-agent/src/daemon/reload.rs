@@ -8,20 +8,22 @@
 //! ```
 //!
 //! All of it is read and checked before anything changes. A `[[vm]]` that is wrong is refused alone: a VM that was there
-//! goes on as it was, for a mistake in its table is no reason to let go of it. What a running daemon cannot change
-//! (sockets it has bound, the place of its state) stays, and is named. What an operator changed since by the control
-//! socket is not touched unless the file says something new about it: only what differs between the old file and the
-//! new one is applied.
+//! goes on as it was, for a mistake in its table is no reason to let go of it; one that libvirt has and that no right table
+//! named before is hands off, for the table may say so, or guarantee it more than the defaults do. What a running daemon
+//! cannot change (sockets it has bound, the place of its state) stays, and is named. What an operator changed since by the
+//! control socket is not touched unless the file says something new about it: only what differs between the old file and
+//! the new one is applied.
 
 use super::{Daemon, targets};
 use crate::actuator::{Command, Polling};
-use crate::config::{Address, Config, Examined, Vm};
+use crate::config::{Address, Config, RefusedVm, Vm};
 use crate::prober::Prober;
 use ballast_planner::{Facts, Input, LawSettings, VmName, VmSettings};
 use ballast_protocol::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::path::PathBuf;
 use tokio::sync::mpsc;
 
 /// What came of a reload, in words for people.
@@ -38,6 +40,8 @@ pub struct Reloaded {
 struct Merged {
     config: Config,
     refused: Vec<String>,
+    /// Those of them that are whole tables.
+    tables: Vec<String>,
 }
 
 impl Daemon {
@@ -65,7 +69,8 @@ impl Daemon {
     }
 
     async fn adopt(&mut self, merged: Merged) -> Reloaded {
-        let Merged { config: mut new, mut refused } = merged;
+        let Merged { config: mut new, mut refused, tables } = merged;
+        self.refused = tables;
         let mut changed = Vec::new();
         // What goes makes room for what comes: a path may pass from one VM to another.
         let going: Vec<Vm> = self.config.vms.iter().filter(|old| find(&new, &old.name).is_none()).cloned().collect();
@@ -77,6 +82,9 @@ impl Daemon {
         let staying: Vec<(Vm, Vm)> =
             new.vms.iter().filter_map(|vm| Some((find(&self.config, &vm.name)?.clone(), vm.clone()))).collect();
         for (old, vm) in &staying {
+            if let Some(places) = places(old, vm) {
+                changed.push(format!("VM `{}`: {places}", vm.name));
+            }
             if old.agent != vm.agent {
                 self.close(old);
             }
@@ -197,7 +205,6 @@ impl Daemon {
     /// Hands a VM the settings it is to have by file, metadata and operators; what differs from those it has, in words.
     pub(super) fn settle(&mut self, name: &VmName) -> Option<String> {
         let facts = self.vms.get(name)?.facts.clone();
-        self.judge_metadata(name, &facts);
         let settings = self.settings_for(name, &facts);
         let vm = self.planner.vm(name)?;
         if vm.settings == settings {
@@ -258,8 +265,8 @@ fn find<'a>(config: &'a Config, name: &VmName) -> Option<&'a Vm> {
 ///
 /// # Errors
 /// What is left of the new file cannot be together with what stays of the old one.
-fn merge(old: &Config, new: Examined) -> Result<Merged, String> {
-    let Examined { mut config, refused: tables } = new;
+fn merge(old: &Config, mut config: Config) -> Result<Merged, String> {
+    let mut tables = std::mem::take(&mut config.refused);
     let mut refused = Vec::new();
     keep_what_is_bound(old, &mut config, &mut refused);
 
@@ -272,15 +279,15 @@ fn merge(old: &Config, new: Examined) -> Result<Merged, String> {
         .filter(|vm| find(&config, &vm.name).is_none() && (anybody || named.contains(&vm.name)))
         .cloned()
         .collect();
-    for table in &tables {
-        let stays = match &table.name {
-            Some(name) if find(&config, name).is_some() => "this table is not used",
-            Some(name) if find(old, name).is_some() => "this VM goes on as it was",
-            Some(_) => "this VM is not taken up",
-            None => "no VM is let go of, because it may be any of them",
-        };
-        refused.push(format!("{}; {stays}", table.error));
-    }
+    let texts = tables.iter().map(|table| match &table.name {
+        Some(name) if find(&config, name).is_none() && find(old, name).is_some() => {
+            format!("{}; this VM goes on as it was", table.error)
+        }
+        None => format!("{}; no VM is let go of, because it may be any of them", table.error),
+        Some(_) => told(&config, table),
+    });
+    let texts: Vec<String> = texts.collect();
+    refused.extend(texts.iter().cloned());
     for vm in kept {
         if let Some((other, what)) = config.vms.iter().find_map(|other| Some((other, shares(&vm, other)?))) {
             return Err(format!(
@@ -298,7 +305,53 @@ fn merge(old: &Config, new: Examined) -> Result<Merged, String> {
     if let Some(problem) = config.overcommitted().filter(|_| !tables.is_empty()) {
         return Err(format!("{}: {problem}", old.file.display()));
     }
-    Ok(Merged { config, refused })
+    // Whom a table without a name is about has the defaults so far, and goes on with them; unless it was so at the start.
+    let nameless = old.refused.iter().any(|t| t.name.is_none());
+    tables.retain(|t| t.name.is_some() || nameless);
+    config.refused = tables;
+    Ok(Merged { config, refused, tables: texts })
+}
+
+/// A table that is refused, and what that means for its VM when there was no better one.
+pub(super) fn told(config: &Config, table: &RefusedVm) -> String {
+    let hands_off = "until it is corrected and read by `ballast-host reload`: it gets and keeps all its memory";
+    let used = table.name.as_ref().and_then(|name| find(config, name));
+    let means = match &table.name {
+        // Taken up at the start, for its monitor alone.
+        Some(_) if used.is_some_and(|vm| vm.qmp.is_some() && vm.qmp == table.qmp && vm.settings.exempt) => {
+            format!("hands off this VM {hands_off}")
+        }
+        Some(_) if used.is_some() => "this table is not used".to_owned(),
+        _ if config.libvirt.is_none() => "this VM is not taken up".to_owned(),
+        Some(_) => format!("hands off this VM {hands_off}"),
+        None => format!("it may be about any VM that no other table names: hands off each of them {hands_off}"),
+    };
+    format!("{}; {means}", table.error)
+}
+
+/// Where a VM is found, as far as it differs, for people. A new hybrid vsock is told when it can be called.
+fn places(old: &Vm, new: &Vm) -> Option<String> {
+    fn shown<T: ToString>(place: Option<T>) -> String {
+        place.map_or_else(|| "none".to_owned(), |p| p.to_string())
+    }
+    let all = |vm: &Vm| {
+        let (vsock, cid) = match &vm.agent {
+            Some(Address::Hybrid(path)) => (Some(path.display().to_string()), None),
+            Some(Address::Cid(cid)) => (None, Some(*cid)),
+            None => (None, None),
+        };
+        [
+            ("qmp", shown(vm.qmp.as_ref().map(|p| p.display()))),
+            ("vsock", shown(vsock)),
+            ("cid", shown(cid)),
+            ("service", shown(vm.service)),
+            ("interface", shown(vm.interface.as_ref())),
+        ]
+    };
+    let pairs = all(old).into_iter().zip(all(new));
+    let told = pairs.filter(|((key, a), (_, b))| a != b && (*key != "vsock" || b == "none"));
+    let texts: Vec<String> = told.map(|((key, a), (_, b))| format!("{key} {a} -> {b}")).collect();
+    (!texts.is_empty()).then(|| texts.join(", "))
 }
 
 /// What two VMs must not have both.
@@ -333,6 +386,9 @@ fn keep_what_is_bound(old: &Config, new: &mut Config, refused: &mut Vec<String>)
     stays("[daemon] control-group", &group(&a.control_group), &group(&b.control_group));
     stays("[daemon] port", &a.port, &b.port);
     stays("[daemon] vsock", &a.vsock, &b.vsock);
+    let model =
+        |file: &Option<PathBuf>| file.as_ref().map_or("that in the binary".to_owned(), |f| f.display().to_string());
+    stays("[daemon] model", &model(&a.model), &model(&b.model));
     stays("[journal] enabled", &old.journal.enabled, &new.journal.enabled);
     stays("[journal] path", &old.journal.path.display(), &new.journal.path.display());
     stays("[libvirt]", &uri(old), &uri(new));

@@ -128,7 +128,7 @@ fn vm_checks(config: &Config, facts: &VmFacts, statistics: Statistics) -> Vec<Ch
                 "`virsh metadata {vm} {METADATA} --edit --key ballast`; packaging/domain.xml shows what can be said"
             );
             all.push(Check::warn(title(vm, "metadata"), format!("not used: {problem}"), mend));
-            settings.clone()
+            settings
         }
     };
     let least = settings.min.max(facts.min_guarantee.unwrap_or(Bytes::ZERO));

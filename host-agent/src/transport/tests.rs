@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::{Address, Config};
 use ballast_protocol::decode;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -23,10 +24,21 @@ fn socket(directory: &TempDir, vm: &str) -> PathBuf {
     directory.path().join("sub").join(format!("{vm}_9150"))
 }
 
+/// Listens for all VMs of a configuration, or for none.
+async fn bind(config: &Config) -> Result<Listener, Error> {
+    let mut listener = Listener::bind(&config.daemon)?;
+    for vm in &config.vms {
+        if let Some(Address::Hybrid(path)) = &vm.agent {
+            listener.add(vm.name.clone(), path.clone()).await?;
+        }
+    }
+    Ok(listener)
+}
+
 #[tokio::test]
 async fn the_path_names_the_vm() {
     let directory = tempfile::tempdir().unwrap();
-    let mut listener = Listener::bind(&config(&directory, &["a", "b"])).await.unwrap();
+    let mut listener = bind(&config(&directory, &["a", "b"])).await.unwrap();
     for vm in ["b", "a"] {
         let mut guest = UnixStream::connect(socket(&directory, vm)).await.unwrap();
         guest.write_all(b"hello").await.unwrap();
@@ -43,7 +55,7 @@ async fn the_path_names_the_vm() {
 #[tokio::test]
 async fn the_socket_is_its_owners_alone_and_goes_with_the_daemon() {
     let directory = tempfile::tempdir().unwrap();
-    let listener = Listener::bind(&config(&directory, &["a"])).await.unwrap();
+    let listener = bind(&config(&directory, &["a"])).await.unwrap();
     let metadata = std::fs::metadata(socket(&directory, "a")).unwrap();
     assert_eq!(metadata.permissions().mode() & 0o7777, 0o600);
     assert_eq!(std::fs::metadata(directory.path().join("sub")).unwrap().permissions().mode() & 0o7777, 0o755);
@@ -61,7 +73,7 @@ async fn the_socket_belongs_to_whoever_stands_for_the_guest() {
     let vsock = directory.path().join("sub/a");
     let _daemon = UnixListener::bind(&vsock).unwrap();
     std::os::unix::fs::chown(&vsock, Some(65534), Some(65534)).unwrap();
-    let _listener = Listener::bind(&config(&directory, &["a"])).await.unwrap();
+    let _listener = bind(&config(&directory, &["a"])).await.unwrap();
     let metadata = std::fs::metadata(socket(&directory, "a")).unwrap();
     assert_eq!((metadata.uid(), metadata.gid()), (65534, 65534));
 }
@@ -69,8 +81,8 @@ async fn the_socket_belongs_to_whoever_stands_for_the_guest() {
 #[tokio::test]
 async fn a_second_daemon_on_the_same_vm_is_refused_and_the_first_lives() {
     let directory = tempfile::tempdir().unwrap();
-    let mut first = Listener::bind(&config(&directory, &["a"])).await.unwrap();
-    let error = Listener::bind(&config(&directory, &["b", "a"])).await.unwrap_err();
+    let mut first = bind(&config(&directory, &["a"])).await.unwrap();
+    let error = bind(&config(&directory, &["b", "a"])).await.unwrap_err();
     assert_eq!(
         error.to_string(),
         format!(
@@ -92,7 +104,7 @@ async fn daemons_that_start_at_once_do_not_both_win() {
     let attempts: Vec<_> = (0..8)
         .map(|_| {
             let config = config.clone();
-            tokio::spawn(async move { Listener::bind(&config).await })
+            tokio::spawn(async move { bind(&config).await })
         })
         .collect();
     let mut winners = Vec::new();
@@ -112,7 +124,7 @@ async fn the_socket_of_a_dead_daemon_is_replaced() {
     // The standard library leaves the file behind, as a killed daemon does.
     drop(std::os::unix::net::UnixListener::bind(socket(&directory, "a")).unwrap());
     assert!(std::fs::symlink_metadata(socket(&directory, "a")).unwrap().file_type().is_socket());
-    let mut listener = Listener::bind(&config(&directory, &["a"])).await.unwrap();
+    let mut listener = bind(&config(&directory, &["a"])).await.unwrap();
     let _guest = UnixStream::connect(socket(&directory, "a")).await.unwrap();
     timeout(LONG, listener.accept()).await.unwrap();
 }
@@ -122,7 +134,7 @@ async fn a_file_of_somebody_elses_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::create_dir(directory.path().join("sub")).unwrap();
     std::fs::write(socket(&directory, "a"), "precious").unwrap();
-    let error = Listener::bind(&config(&directory, &["a"])).await.unwrap_err();
+    let error = bind(&config(&directory, &["a"])).await.unwrap_err();
     assert!(matches!(error, Error::InTheWay { .. }), "{error}");
     assert_eq!(std::fs::read_to_string(socket(&directory, "a")).unwrap(), "precious");
 }
@@ -130,7 +142,7 @@ async fn a_file_of_somebody_elses_is_left_alone() {
 #[tokio::test]
 async fn vms_come_and_go() {
     let directory = tempfile::tempdir().unwrap();
-    let mut listener = Listener::bind(&config(&directory, &["a"])).await.unwrap();
+    let mut listener = bind(&config(&directory, &["a"])).await.unwrap();
     let (a, b) = (VmName::from("a"), VmName::from("b"));
     listener.add(b.clone(), directory.path().join("sub/b")).await.unwrap();
     let _guest = UnixStream::connect(socket(&directory, "b")).await.unwrap();
@@ -144,7 +156,7 @@ async fn vms_come_and_go() {
 #[tokio::test]
 async fn a_flood_of_one_vm_is_slowed_down_and_no_other_vm_notices() {
     let directory = tempfile::tempdir().unwrap();
-    let mut listener = Listener::bind(&config(&directory, &["flood", "quiet"])).await.unwrap();
+    let mut listener = bind(&config(&directory, &["flood", "quiet"])).await.unwrap();
     let flood = socket(&directory, "flood");
     let flood = tokio::spawn(async move {
         loop {
@@ -184,7 +196,7 @@ fn only_the_guests_root_is_let_in_on_af_vsock() {
 #[tokio::test]
 async fn a_refused_peer_hears_why_even_when_it_talks_meanwhile() {
     let directory = tempfile::tempdir().unwrap();
-    let mut listener = Listener::bind(&config(&directory, &["a"])).await.unwrap();
+    let mut listener = bind(&config(&directory, &["a"])).await.unwrap();
     let mut guest = UnixStream::connect(socket(&directory, "a")).await.unwrap();
     guest.write_all(&[7; 1000]).await.unwrap();
     let (_, stream) = timeout(LONG, listener.accept()).await.unwrap();

@@ -162,6 +162,13 @@ fn what_operators_said_survives_a_crash_of_the_daemon_until_it_runs_out() {
     wait_for("the VM", || host.vm("web"));
     assert!(directory.path().join("state/operators.json.unreadable").exists());
     assert!(host.log().contains("holds and reservations of before are lost: set them again"), "{}", host.log());
+    // It may have said that nothing is to be ordered: nothing is, until somebody says otherwise.
+    let status = host.status();
+    assert_eq!(status["dry_run"], true);
+    assert!(status["problems"][0].as_str().unwrap().starts_with("a dry run, because "), "{status}");
+    host.run(&["dry-run", "off"]).unwrap();
+    let status = host.status();
+    assert_eq!((&status["dry_run"], &status["problems"]), (&json!(false), &json!([])));
 }
 
 #[test]
@@ -205,4 +212,16 @@ fn an_exempt_vm_gets_all_its_memory_and_may_not_be_held() {
         format!("`fixed` is exempt by configuration: take `exempt` out of {file} and reload")
     );
     assert_eq!(host.refusal(None, &["exempt", "fxed"]), "no VM named `fxed` is known; did you mean `fixed`?");
+
+    // Exempt by hand, and by the file since: taking back the one leaves the other.
+    host.run(&["release", "web"]).unwrap();
+    host.run(&["exempt", "web"]).unwrap();
+    host.configure("", &(web.table("exempt = true") + &fixed.table("exempt = true")));
+    host.run(&["reload"]).unwrap();
+    assert_eq!(
+        host.run(&["exempt", "web", "--off"]).unwrap(),
+        format!(
+            "`web` is no longer exempt by hand\n  it stays exempt by {file}: take `exempt` out of {file} and reload\n"
+        )
+    );
 }

@@ -173,6 +173,7 @@ fn answers() -> Vec<(&'static str, Value)> {
         vms: vec![vm_status()],
         waiting: vec![waiting()],
         probes: vec![probe()],
+        problems: vec![text.clone()],
     };
     let explained = Explained {
         status: vm_status(),

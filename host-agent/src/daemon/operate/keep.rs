@@ -20,6 +20,8 @@ type Reply = oneshot::Sender<Result<Done, Refused>>;
 #[derive(Debug)]
 pub(in crate::daemon) struct Operated {
     pub said: Said,
+    /// Why this is a dry run that nobody asked for, until somebody says whether it is to be one.
+    pub lost: Option<String>,
     queue: mpsc::UnboundedSender<Keep>,
     writer: JoinHandle<()>,
 }
@@ -33,25 +35,50 @@ struct Keep {
 
 impl Operated {
     /// Reads what the daemon before this one kept in `folder`. A file that cannot be read is put aside: a daemon that
-    /// does not start would help no VM.
+    /// does not start would help no VM. Nor does it act as long as it may have been told not to.
     pub fn load(folder: &Path, now: Micros) -> Self {
         let path = folder.join("operators.json");
-        let said = match std::fs::read(&path) {
-            Ok(text) => Said::read(&text, Clocks { now, wall: SystemTime::now() }).unwrap_or_else(|problem| {
-                let aside = path.with_extension("json.unreadable");
-                let moved = std::fs::rename(&path, &aside);
-                tracing::error!(path = %path.display(), problem, aside = %aside.display(), moved = moved.is_ok(),
-                    "holds and reservations of before are lost: set them again");
-                Said::default()
-            }),
-            Err(error) if error.kind() == ErrorKind::NotFound => Said::default(),
-            Err(error) => {
-                tracing::error!(path = %path.display(), %error, "holds and reservations of before are lost: set them again");
-                Said::default()
-            }
+        let clocks = Clocks { now, wall: SystemTime::now() };
+        let (text, problem) = match std::fs::read(&path) {
+            Ok(text) => match Said::read(&text, clocks) {
+                Ok(said) => return Self::of(said, None, path).kept(now),
+                Err(problem) => (Some(text), problem),
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => return Self::of(Said::default(), None, path),
+            Err(error) => (None, error.to_string()),
         };
+        let aside = path.with_extension("json.unreadable");
+        let moved = text.is_some() && std::fs::rename(&path, &aside).is_ok();
+        tracing::error!(path = %path.display(), problem, aside = %aside.display(), moved,
+            "holds and reservations of before are lost: set them again");
+        let salvaged = text.and_then(|text| Said::salvage(&text));
+        let lost = salvaged.is_none().then(|| {
+            format!(
+                "a dry run, because {} cannot be read ({problem}) and may say so, or that VMs are exempt: exempt them \
+                 again, then `ballast-host dry-run off`",
+                path.display()
+            )
+        });
+        if let Some(lost) = &lost {
+            tracing::error!("{lost}");
+        }
+        let said = salvaged.unwrap_or_else(|| Said { dry_run: Some(true), ..Said::default() });
+        let operated = Self::of(said, lost, path);
+        // What is still there can be looked at again by the next daemon.
+        if moved { operated.kept(now) } else { operated }
+    }
+
+    fn of(said: Said, lost: Option<String>, path: PathBuf) -> Self {
         let (queue, keeps) = mpsc::unbounded_channel();
-        Self { said, queue, writer: tokio::spawn(write_all(path, keeps)) }
+        Self { said, lost, queue, writer: tokio::spawn(write_all(path, keeps)) }
+    }
+
+    /// Writes what was read in the time of this start, so that a clock that was set back prolongs nothing twice.
+    fn kept(self, now: Micros) -> Self {
+        if self.said != Said::default() {
+            self.keep(now);
+        }
+        self
     }
 
     pub fn is_exempt(&self, vm: &VmName) -> bool {
@@ -61,6 +88,7 @@ impl Operated {
     /// What was said about a dry run is over.
     pub fn forget_mode(&mut self, now: Micros) {
         self.said.dry_run = None;
+        self.lost = None;
         self.keep(now);
     }
 
@@ -121,4 +149,51 @@ fn write(path: &Path, text: &[u8]) -> std::io::Result<()> {
     file.sync_all()?;
     std::fs::rename(&new, path)?;
     File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a daemon makes of a file, and what the one after it does.
+    async fn loaded(text: &[u8]) -> [(Said, Option<String>); 2] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("operators.json"), text).unwrap();
+        let mut all = [const { None }; 2];
+        for one in &mut all {
+            let operated = Operated::load(folder.path(), Micros::ZERO);
+            *one = Some((operated.said.clone(), operated.lost.clone()));
+            operated.finish().await;
+            assert_eq!(std::fs::read(folder.path().join("operators.json.unreadable")).unwrap(), text);
+        }
+        all.map(Option::unwrap)
+    }
+
+    #[tokio::test]
+    async fn what_forbids_is_kept_from_a_file_of_another_format() {
+        let exempt = [(VmName::from("db"), "bob".to_owned())];
+        let text = br#"{"format": 2, "holds": [], "exempt": {"db": "bob"}, "dry_run": true, "moods": {}}"#;
+        let said = Said { exempt: exempt.clone().into(), dry_run: Some(true), ..Said::default() };
+        assert_eq!(loaded(text).await, [(said.clone(), None), (said, None)]);
+        let text = br#"{"format": 2, "exempt": {"db": "bob"}, "dry_run": false}"#;
+        let said = Said { exempt: exempt.into(), ..Said::default() };
+        assert_eq!(loaded(text).await, [(said.clone(), None), (said, None)]);
+    }
+
+    #[tokio::test]
+    async fn garbage_is_a_dry_run_until_an_operator_speaks() {
+        for garbage in [&b"{\"format\": 1, \"hol"[..], b"", b"\0\0\0\0", b"[]"] {
+            let [(first, lost), (second, _)] = loaded(garbage).await;
+            let lost = lost.unwrap();
+            assert!(lost.starts_with("a dry run, because ") && lost.contains("`ballast-host dry-run off`"), "{lost}");
+            assert_eq!([first.dry_run, second.dry_run], [Some(true); 2]);
+        }
+        // One that cannot even be read stays where it is.
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("operators.json")).unwrap();
+        let operated = Operated::load(folder.path(), Micros::ZERO);
+        assert!(operated.lost.is_some() && operated.said.dry_run == Some(true));
+        operated.finish().await;
+        assert!(folder.path().join("operators.json").is_dir());
+    }
 }

@@ -3,6 +3,7 @@
 use ballast_planner::{Hold, Reservation, VmName};
 use ballast_protocol::{Bytes, Micros};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
@@ -27,6 +28,9 @@ pub(in crate::daemon) struct Said {
 #[serde(deny_unknown_fields)]
 struct File {
     format: u32,
+    /// The wall clock when this was written. A clock that was set back since must not prolong anything.
+    #[serde(default)]
+    written: Option<String>,
     holds: BTreeMap<VmName, KeptHold>,
     reservations: BTreeMap<VmName, KeptReservation>,
     exempt: BTreeMap<VmName, String>,
@@ -67,12 +71,17 @@ impl Clocks {
         humantime::format_rfc3339_millis(at).to_string()
     }
 
-    /// `None`: it has passed.
-    fn read(self, until: &str) -> Result<Option<Micros>, String> {
-        let at = humantime::parse_rfc3339(until).map_err(|e| format!("`{until}` is not a time: {e}"))?;
-        let left = at.duration_since(self.wall).ok().filter(|left| !left.is_zero());
+    /// What was `written` then, now. At most what was left then is left. `None`: it has passed.
+    fn read(self, until: &str, written: Option<SystemTime>) -> Result<Option<Micros>, String> {
+        let at = time(until)?;
+        let then = self.wall.max(written.unwrap_or(self.wall));
+        let left = at.duration_since(then).ok().filter(|left| !left.is_zero());
         Ok(left.map(|left| self.now + Micros::from_duration(left)))
     }
+}
+
+fn time(text: &str) -> Result<SystemTime, String> {
+    humantime::parse_rfc3339(text).map_err(|e| format!("`{text}` is not a time: {e}"))
 }
 
 impl Said {
@@ -93,6 +102,7 @@ impl Said {
         });
         serde_json::to_vec_pretty(&File {
             format: FORMAT,
+            written: Some(clocks.written(clocks.now)),
             holds: holds.collect(),
             reservations: reservations.collect(),
             exempt: self.exempt.clone(),
@@ -106,11 +116,12 @@ impl Said {
         if file.format != FORMAT {
             return Err(format!("format {}, this program reads {FORMAT}", file.format));
         }
+        let written = file.written.as_deref().map(time).transpose()?;
         let mut said = Self { exempt: file.exempt, dry_run: file.dry_run.then_some(true), ..Self::default() };
         for (vm, KeptHold { size, until, by, reason }) in file.holds {
             let until = match until {
                 None => None,
-                Some(text) => match clocks.read(&text)? {
+                Some(text) => match clocks.read(&text, written)? {
                     None => continue,
                     until => until,
                 },
@@ -118,11 +129,22 @@ impl Said {
             said.holds.insert(vm, Hold { size, until, by, reason });
         }
         for (name, KeptReservation { size, until }) in file.reservations {
-            if let Some(until) = clocks.read(&until)? {
+            if let Some(until) = clocks.read(&until, written)? {
                 said.reservations.insert(name.clone(), Reservation { name, size, until });
             }
         }
         Ok(said)
+    }
+
+    /// From a file that [`Self::read`] cannot make sense of, what a daemon must not act without: which VMs are exempt, and
+    /// whether it may act at all. `None`: not even that.
+    pub(super) fn salvage(text: &[u8]) -> Option<Self> {
+        let file: Value = serde_json::from_slice(text).ok()?;
+        let by = |by: &Value| by.as_str().unwrap_or("an operator").to_owned();
+        let exempt = file.get("exempt")?.as_object()?;
+        let exempt = exempt.iter().map(|(vm, who)| (VmName(vm.clone()), by(who))).collect();
+        let dry_run = file.get("dry_run")?.as_bool()?;
+        Some(Self { exempt, dry_run: dry_run.then_some(true), ..Self::default() })
     }
 }
 
@@ -172,6 +194,55 @@ mod tests {
         let mut said = said();
         said.expire(Micros::secs(50));
         assert_eq!((said.holds.len(), said.reservations.len()), (2, 0));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_prolongs_nothing() {
+        let (file, wall) = file();
+        let at = |wall| Said::read(&file, Clocks { now: Micros::secs(1), wall }).unwrap();
+        let until =
+            |said: &Said| (said.holds[&VmName::from("web")].until, said.reservations[&VmName::from("db")].until);
+        // 90 and 40 s were left when it was written: so they are on a clock of before, be it by a second or by years.
+        for back in [1, 999_999] {
+            let read = at(wall - Duration::from_secs(back));
+            assert_eq!(until(&read), (Some(Micros::secs(91)), Micros::secs(41)), "{back} s back");
+        }
+        // Far ahead: it has run out, and what has no end has none.
+        let read = at(wall + Duration::from_secs(3_000_000_000));
+        assert_eq!((read.holds.len(), read.reservations.len(), read.exempt.len()), (1, 0, 1));
+        // As the program before this one wrote it.
+        let mut old: Value = serde_json::from_slice(&file).unwrap();
+        old.as_object_mut().unwrap().remove("written").unwrap();
+        let clocks = Clocks { now: Micros::secs(1), wall: wall + Duration::from_secs(30) };
+        let read = Said::read(old.to_string().as_bytes(), clocks).unwrap();
+        assert_eq!(until(&read), (Some(Micros::secs(61)), Micros::secs(11)));
+    }
+
+    #[test]
+    fn from_a_file_of_another_format_what_forbids_is_taken() {
+        let clocks = Clocks { now: Micros::ZERO, wall: SystemTime::UNIX_EPOCH };
+        let (file, _) = file();
+        let mut other: Value = serde_json::from_slice(&file).unwrap();
+        other["format"] = 2.into();
+        other["holds"] = 7.into();
+        other["exempt"]["web"] = true.into();
+        other["news"] = "of another version".into();
+        let salvage = |file: &Value| Said::salvage(file.to_string().as_bytes());
+        assert!(Said::read(other.to_string().as_bytes(), clocks).is_err());
+        let salvaged = salvage(&other).unwrap();
+        let by = |vm: &str| salvaged.exempt[&VmName::from(vm)].as_str();
+        assert_eq!((by("old"), by("web"), salvaged.exempt.len()), ("bob", "an operator", 2));
+        assert_eq!((salvaged.dry_run, salvaged.holds.len()), (Some(true), 0));
+        other["dry_run"] = false.into();
+        assert_eq!(salvage(&other).unwrap().dry_run, None);
+        // Not to be guessed.
+        for (key, wrong) in [("dry_run", Value::from("no")), ("exempt", Value::from(3)), ("exempt", Value::Null)] {
+            let mut odd = other.clone();
+            odd[key] = wrong;
+            assert_eq!(salvage(&odd), None, "{key}");
+        }
+        assert_eq!(Said::salvage(&file[..file.len() / 2]), None);
+        assert_eq!(Said::salvage(b""), None);
     }
 
     #[test]

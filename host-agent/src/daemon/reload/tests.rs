@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::Overrides;
 use std::path::Path;
 
 fn vm(name: &str, more: &str) -> String {
@@ -10,7 +11,7 @@ fn config(text: &str) -> Config {
 }
 
 /// Reads a text as the running daemon would; the file is there only to be read.
-fn examined(text: &str) -> Examined {
+fn examined(text: &str) -> Config {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
     Config::examine(file.path()).unwrap()
@@ -48,6 +49,35 @@ fn a_table_that_names_nobody_lets_go_of_nobody() {
     assert!(merged.refused[0].contains("unknown key `nane`; did you mean `name`?"), "{:?}", merged.refused);
 }
 
+/// libvirt manages VMs that no table names, by the defaults: what a wrong table would have said of one is not known.
+#[test]
+fn a_vm_of_libvirt_whose_first_table_is_wrong_is_hands_off_until_it_is_right() {
+    let table = "[[vm]]\nname = \"db\"\nexempt = true\nmin = 3\n";
+    let old = config("[libvirt]\n");
+    let first = merge(&old, examined(&format!("[libvirt]\n{table}"))).unwrap();
+    let [said] = first.refused.as_slice() else { panic!("{:?}", first.refused) };
+    let ends =
+        "; hands off this VM until it is corrected and read by `ballast-host reload`: it gets and keeps all its memory";
+    assert!(said.contains(":5:7: VM `db`: invalid type: integer `3`") && said.ends_with(ends), "{said}");
+    assert_eq!(first.tables, first.refused);
+    let exempt = |config: &Config, vm: &str| config.settings_with(&vm.into(), &Overrides::default()).unwrap().exempt;
+    assert!(exempt(&first.config, "db") && first.config.settings(&"db".into()).exempt);
+    assert!(!exempt(&first.config, "web"));
+    // Still wrong: still so. Right, or gone: what the file says.
+    let still = merge(&first.config, examined(&format!("[libvirt]\n{table}"))).unwrap();
+    assert!(exempt(&still.config, "db"));
+    let right = merge(&still.config, examined("[libvirt]\n[[vm]]\nname = \"db\"\nmin = \"1GiB\"\n")).unwrap();
+    assert!(!exempt(&right.config, "db") && right.tables.is_empty());
+    assert!(!exempt(&merge(&first.config, examined("[libvirt]\n")).unwrap().config, "db"));
+    // Known by a right table, it goes on as it was.
+    let known = merge(&right.config, examined(&format!("[libvirt]\n{table}"))).unwrap();
+    assert!(!exempt(&known.config, "db") && known.refused[0].ends_with("this VM goes on as it was"));
+    assert_eq!(known.config.settings(&"db".into()).min, Bytes::mib(1024));
+    // One that names nobody changes nothing for those who run.
+    let nameless = merge(&old, examined(&format!("[libvirt]\n{}", table.replace("name", "nane")))).unwrap();
+    assert!(!exempt(&nameless.config, "db") && nameless.tables.len() == 1);
+}
+
 #[test]
 fn a_second_table_of_a_name_does_not_keep_the_old_one() {
     let old = vm("a", "min = \"100MiB\"");
@@ -76,7 +106,7 @@ fn what_stays_must_not_meet_what_comes() {
 #[test]
 fn what_is_bound_stays_and_needs_a_restart() {
     let old = "[libvirt]\n[daemon]\nvsock = false\n";
-    let new = "[daemon]\nvsock = false\nstate-dir = \"/s\"\ncontrol-socket = \"/c\"\ncontrol-group = \"vms\"\nport = 9999\non-exit = \"release\"\n\
+    let new = "[daemon]\nvsock = false\nmodel = \"/m\"\nstate-dir = \"/s\"\ncontrol-socket = \"/c\"\ncontrol-group = \"vms\"\nport = 9999\non-exit = \"release\"\n\
                dry-run = true\n[journal]\nenabled = false\nmax-size = \"7MiB\"\n[libvirt]\nuri = \"qemu:///session\"\n";
     let merged = merged(old, new).unwrap();
     let was = config(old);
@@ -90,13 +120,31 @@ fn what_is_bound_stays_and_needs_a_restart() {
         "[daemon] control-socket stays /run/ballast/control.sock until",
         "[daemon] control-group stays the daemon's own until ballast-host is restarted; the file says vms",
         "[daemon] port stays 9150 until ballast-host is restarted; the file says 9999",
+        "[daemon] model stays that in the binary until ballast-host is restarted; the file says /m",
         "[journal] enabled stays true until",
         "[journal] path stays /var/lib/ballast/journal until",
         "[libvirt] stays `qemu:///system` until ballast-host is restarted; the file says `qemu:///session`",
     ] {
         assert!(said.contains(what), "{what}\n{said}");
     }
-    assert_eq!(merged.refused.len(), 7, "{said}");
+    assert_eq!(merged.refused.len(), 8, "{said}");
+}
+
+#[test]
+fn a_vm_that_is_found_elsewhere_is_told() {
+    let one = |more: &str| config(&format!("[libvirt]\n[[vm]]\nname = \"a\"\n{more}\n")).vms.remove(0);
+    let rich = one("qmp = \"/q\"\ncid = 7\nservice = { address = \"10.0.0.7\", port = 5201 }\ninterface = \"tap0\"");
+    let other = one("qmp = \"/p\"\ncid = 8\nservice = { address = \"10.0.0.8\" }\ninterface = \"tap1\"");
+    let hybrid = one("vsock = \"/v\"");
+    for (old, new, said) in [
+        (&rich, &other, "qmp /q -> /p, cid 7 -> 8, service 10.0.0.7:5201 -> 10.0.0.8:5201, interface tap0 -> tap1"),
+        (&rich, &hybrid, "qmp /q -> none, cid 7 -> none, service 10.0.0.7:5201 -> none, interface tap0 -> none"),
+        (&hybrid, &one("cid = 9"), "vsock /v -> none, cid none -> 9"),
+    ] {
+        assert_eq!(places(old, new).as_deref(), Some(said));
+    }
+    assert_eq!(places(&hybrid, &one("vsock = \"/w\"")), None, "told when it can be called");
+    assert_eq!(places(&rich, &rich.clone()), None);
 }
 
 #[test]
