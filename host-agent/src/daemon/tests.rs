@@ -32,7 +32,7 @@ async fn demands_in_hand_when_it_is_told_to_stop_are_answered() {
     let here = folder.path().display();
     let text = format!(
         "[metrics]\nenabled = false\n[daemon]\nvsock = false\nstate-dir = \"{here}/state\"\ncontrol-socket = \"{here}/control\"\n\
-         [journal]\npath = \"{here}/journal\"\n[[vm]]\nname = \"a\"\nvsock = \"{here}/a.vsock\"\n"
+         [journal]\npath = \"{here}/journal\"\n[[vm]]\nname = \"a\"\nqmp = \"{here}/a.qmp\"\nvsock = \"{here}/a.vsock\"\n"
     );
     let config = Config::parse(Path::new("b.toml"), &text).unwrap();
     let daemon = Daemon::start(config).await.unwrap();
