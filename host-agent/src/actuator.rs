@@ -1,7 +1,7 @@
 //! One task per VM between the planner and the hypervisor: one call in flight, the newest target wins (promise P4).
 //!
 //! Hypervisor calls block, so each runs on a blocking thread with the hypervisor's own deadline; a VM whose
-//! hypervisor hangs holds up nobody else (promise P6).
+//! QEMU hangs holds up nobody else (promise P6; behind a shared libvirtd by `hypervisor/libvirt/runner.rs`).
 
 use crate::clock::Clock;
 use crate::daemon::Event;

@@ -584,8 +584,20 @@ impl Daemon {
         }
     }
 
+    /// What guests and operators asked before the daemon was told to stop (promise P5). Guests go on talking: as much as can
+    /// wait, and no more.
+    async fn answer_queued(&mut self) {
+        for _ in 0..EVENTS {
+            let Ok(event) = self.inbox.try_recv() else { return };
+            self.event(event).await;
+        }
+    }
+
     async fn drain(mut self) {
         tracing::info!(vms = self.vms.len(), "stopping: finishing orders under way");
+        if timeout(DRAIN, self.answer_queued()).await.is_err() {
+            tracing::warn!("not all that waited was answered in {DRAIN:?}");
+        }
         if self.config.daemon.on_exit == OnExit::Release {
             for vm in self.vms.keys().cloned().collect::<Vec<_>>() {
                 self.input(Input::Release { vm });
@@ -620,9 +632,8 @@ impl Daemon {
         }
         // Long enough for a goodbye on a local socket; nobody is harmed if it is not.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        if let Some(journal) = &mut self.journal {
-            journal.flush();
-        }
+        // Everything is written, if the disk takes it.
+        self.journal = None;
         control::remove(&self.config.daemon.control_socket);
         tracing::info!("stopped");
     }
@@ -700,3 +711,6 @@ fn manage(daemon: &Daemon, backend: usize, facts: hypervisor::VmFacts) -> Option
     let task = tokio::spawn(actuator::run(name, hypervisor, queue, daemon.events.clone(), daemon.clock, polling));
     Some(Managed { backend, facts, commands, task })
 }
+
+#[cfg(test)]
+mod tests;

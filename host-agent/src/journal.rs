@@ -5,14 +5,20 @@
 //! person with `jq`. Each file begins with the planner as it stood, so that a file can be replayed by itself.
 //!
 //! A journal that cannot be written (disk full) is given up with one warning: no VM suffers for it. It is begun anew as
-//! soon as it can be written again; what was written before stays until then.
+//! soon as it can be written again; what was written before stays until then. A thread of its own writes it, and a disk
+//! that hangs is like a full one as soon as too much waits for it.
+
+mod writer;
 
 use ballast_planner::{Action, Input, Planner, VmName};
 use ballast_protocol::Micros;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+use writer::Writer;
 
 /// Grows when the meaning of a line changes.
 pub const FORMAT: u32 = 1;
@@ -123,85 +129,95 @@ impl JournalError {
     }
 }
 
-/// Writes a journal.
+/// Writes a journal: what is written is with the kernel soon, and at the latest when this is dropped.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
     max_size: u64,
     size: u64,
-    /// `None` after a failure.
-    file: Option<BufWriter<File>>,
+    /// Lines that the writer has not been handed.
+    lines: Vec<u8>,
+    /// Bytes that may wait for the disk.
+    most: usize,
+    /// Files begun.
+    number: u64,
+    /// Too much waited: what comes now is not in the file.
+    is_dropping: bool,
     /// When it is tried again after a failure.
     retry: Micros,
+    writer: Writer,
 }
 
 /// How long after a failure the next attempt is made. Each costs a snapshot of the planner, some KiB per VM.
 const RETRY: Micros = Micros::secs(10);
+/// How long a start waits for the first line to be written, to tell if it cannot be.
+const BEGIN: Duration = Duration::from_secs(2);
+/// Bytes that may wait for the disk: half a minute of a thousand VMs.
+const MOST: usize = 16 << 20;
+/// Lines are handed over when there are so many bytes of them.
+const BATCH: usize = 1 << 16;
 
 impl Journal {
-    /// Begins a journal at `path`; what stood there becomes `<path>.1`. A full disk is waited for: it is no reason to leave
-    /// VMs without their host agent.
+    /// Begins a journal at `path`; what stood there becomes `<path>.1`. A full disk is waited for, and one that hangs: it is
+    /// no reason to leave VMs without their host agent.
     ///
     /// # Errors
     /// The folder or file cannot be made for another reason.
     pub fn begin(path: &Path, max_size: u64, planner: &Planner, at: Micros) -> Result<Self, JournalError> {
-        let mut journal = Self { path: path.to_owned(), max_size, size: 0, file: None, retry: Micros::ZERO };
-        match journal.open(planner, at) {
-            Err(error) if error.is_full() => {
-                journal.warn(&crate::chain(&error));
-                journal.retry = at + RETRY;
-                Ok(journal)
-            }
-            begun => begun.map(|()| journal),
-        }
-    }
-
-    fn open(&mut self, planner: &Planner, at: Micros) -> Result<(), JournalError> {
-        let io = |action| {
-            let path = self.path.clone();
-            move |source| JournalError::Io { path, action, source }
+        let io = |action| move |source| JournalError::Io { path: path.to_owned(), action, source };
+        let mut journal = Self {
+            path: path.to_owned(),
+            max_size,
+            size: 0,
+            lines: Vec::new(),
+            most: MOST,
+            number: 1,
+            is_dropping: false,
+            retry: at + RETRY,
+            writer: Writer::start(path).map_err(io("starting its thread"))?,
         };
-        if let Some(parent) = self.path.parent() {
-            std::fs::create_dir_all(parent).map_err(io("making its folder"))?;
+        let first = first_line(planner, at).map_err(io("writing its first line"))?;
+        journal.size = first.len() as u64;
+        let (reply, begun) = sync_channel(1);
+        journal.writer.begin(journal.number, first, false, Some(reply));
+        match begun.recv_timeout(BEGIN) {
+            Ok(Err(error)) if error.is_full() => warn(path, &crate::chain(&error)),
+            Ok(Err(error)) => return Err(error),
+            Ok(Ok(())) => {}
+            Err(_) => warn(path, "its disk does not answer"),
         }
-        // The old one is moved aside when the new one has begun well, or a full disk would cost both.
-        let beside = |ending: &str| {
-            let mut path = self.path.clone().into_os_string();
-            path.push(ending);
-            PathBuf::from(path)
-        };
-        let new = beside(".new");
-        let file = OpenOptions::new().create(true).write(true).truncate(true).open(&new).map_err(io("creating it"))?;
-        let mut file = BufWriter::with_capacity(1 << 16, file);
-        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let version = env!("CARGO_PKG_VERSION").to_owned();
-        let start = Record::Start { format: FORMAT, version, unix, at, planner: planner.clone() };
-        let begun = write_line(&mut file, &start).and_then(|size| file.flush().map(|()| size));
-        self.size = begun.map_err(|error| {
-            // Best effort: half a line is worth nothing, and the next attempt overwrites it.
-            let _ = std::fs::remove_file(&new);
-            io("writing its first line")(error)
-        })?;
-        if self.path.exists() {
-            std::fs::rename(&self.path, beside(".1")).map_err(io("moving the old one aside"))?;
-        }
-        std::fs::rename(&new, &self.path).map_err(io("giving it its name"))?;
-        self.file = Some(file);
-        Ok(())
+        Ok(journal)
     }
 
     /// Appends a record. A failure is warned of once and ends the journal, not the daemon.
     pub fn write(&mut self, record: &Record) {
-        let Some(file) = &mut self.file else { return };
-        let written = write_line(file, record).map(|size| self.size += size);
-        self.give_up_on(written);
+        if self.has_failed() {
+            return;
+        }
+        let before = self.lines.len();
+        if let Err(error) = write_line(&mut self.lines, record) {
+            self.lines.truncate(before);
+            return self.give_up(&error.to_string());
+        }
+        self.size += (self.lines.len() - before) as u64;
+        if self.lines.len() >= BATCH {
+            self.flush();
+        }
     }
 
-    /// Hands everything to the kernel; call when there is nothing else to do.
+    /// Hands everything to the writer; call when there is nothing else to do.
     pub fn flush(&mut self) {
-        let Some(file) = &mut self.file else { return };
-        let flushed = file.flush();
-        self.give_up_on(flushed);
+        if self.lines.is_empty() {
+            return;
+        }
+        let lines = std::mem::take(&mut self.lines);
+        if self.has_failed() {
+            return;
+        }
+        if self.writer.queued() > self.most {
+            return self.give_up("its disk does not answer");
+        }
+        self.writer.lines(lines);
     }
 
     /// Another size at which it rotates, from the next record on.
@@ -212,7 +228,7 @@ impl Journal {
     /// Begins a new file if this one is full, or could not be written a while ago. The planner must have no action left
     /// to hand out.
     pub fn rotate(&mut self, planner: &Planner, at: Micros) {
-        let failed = self.file.is_none();
+        let failed = self.has_failed();
         let due = if failed { at >= self.retry } else { self.size > self.max_size };
         if !due {
             if !failed {
@@ -221,41 +237,62 @@ impl Journal {
             return;
         }
         self.flush();
-        let failed = self.file.is_none();
-        match self.open(planner, at) {
-            Ok(()) if failed => tracing::info!(path = %self.path.display(), "the journal goes on"),
-            Ok(()) => {}
-            Err(error) => {
-                if !failed {
-                    self.warn(&crate::chain(&error));
-                }
-                (self.file, self.retry) = (None, at + RETRY);
+        let failed = self.has_failed();
+        self.retry = at + RETRY;
+        // A snapshot is not made for a disk that hangs.
+        if self.writer.queued() > self.most {
+            return self.give_up("its disk does not answer");
+        }
+        match first_line(planner, at) {
+            Ok(first) => {
+                self.size = first.len() as u64;
+                self.number += 1;
+                self.is_dropping = false;
+                self.writer.begin(self.number, first, failed, None);
             }
+            Err(error) => self.give_up(&error.to_string()),
         }
     }
 
-    fn give_up_on(&mut self, result: std::io::Result<()>) {
-        if let Err(error) = result {
-            self.warn(&error.to_string());
-            self.file = None;
-        }
+    fn has_failed(&self) -> bool {
+        self.is_dropping || self.writer.has_failed(self.number)
     }
 
-    fn warn(&self, error: &str) {
-        tracing::warn!(
-            path = %self.path.display(),
-            error,
-            "the journal cannot be written; nothing else suffers, and it goes on as soon as it can"
-        );
+    fn give_up(&mut self, error: &str) {
+        if !self.has_failed() {
+            warn(&self.path, error);
+        }
+        self.is_dropping = true;
     }
 }
 
-/// Appends a record; how long its line is.
-fn write_line(file: &mut BufWriter<File>, record: &Record) -> std::io::Result<u64> {
-    let mut line = serde_json::to_vec(record)?;
-    line.push(b'\n');
-    file.write_all(&line)?;
-    Ok(line.len() as u64)
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+fn warn(path: &Path, error: &str) {
+    tracing::warn!(
+        path = %path.display(),
+        error,
+        "the journal cannot be written; nothing else suffers, and it goes on as soon as it can"
+    );
+}
+
+fn first_line(planner: &Planner, at: Micros) -> std::io::Result<Vec<u8>> {
+    let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let start = Record::Start { format: FORMAT, version, unix, at, planner: planner.clone() };
+    let mut line = Vec::new();
+    write_line(&mut line, &start)?;
+    Ok(line)
+}
+
+fn write_line(lines: &mut Vec<u8>, record: &Record) -> std::io::Result<()> {
+    serde_json::to_writer(&mut *lines, record)?;
+    lines.push(b'\n');
+    Ok(())
 }
 
 /// Reads a journal, record by record.
@@ -308,6 +345,16 @@ mod tests {
         (start.unwrap(), inputs)
     }
 
+    /// Everything is with the kernel, or was tried.
+    fn settle(journal: &mut Journal) {
+        journal.flush();
+        let begin = std::time::Instant::now();
+        while journal.writer.queued() > 0 {
+            assert!(begin.elapsed() < Duration::from_secs(20), "the writer hangs");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     #[test]
     fn a_full_file_is_moved_aside_and_each_begins_with_the_planner() {
         let folder = tempfile::tempdir().unwrap();
@@ -321,7 +368,7 @@ mod tests {
         journal.resize(1 << 20);
         journal.rotate(&planner, Micros::secs(4));
         journal.write(&wake(4));
-        journal.flush();
+        settle(&mut journal);
         assert_eq!(times(&path), (3, vec![3, 4]));
         assert_eq!(times(&folder.path().join("deep/journal.1")), (2, vec![2]));
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 2, "nothing else stays behind");
@@ -342,7 +389,7 @@ mod tests {
         journal.write(&wake(1));
         journal.rotate(&planner, Micros::secs(10));
         journal.write(&wake(10));
-        journal.flush();
+        settle(&mut journal);
         assert_eq!(times(&path), (10, vec![10]));
         let error = Journal::begin(Path::new("/dev/null/journal"), 1, &planner, Micros::ZERO).unwrap_err();
         assert!(crate::chain(&error).contains("/dev/null/journal: making its folder failed: "), "{error}");
@@ -355,20 +402,21 @@ mod tests {
         let mut journal = Journal::begin(&path, 1 << 20, &planner, Micros::ZERO).unwrap();
         journal.rotate(&planner, Micros::secs(1));
         journal.write(&wake(1));
-        journal.flush();
-        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-        journal.file = Some(BufWriter::new(full));
+        settle(&mut journal);
+        journal.writer.put(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
         journal.rotate(&planner, Micros::secs(2));
         journal.write(&wake(2));
-        journal.flush();
-        assert!(journal.file.is_none());
+        settle(&mut journal);
+        assert!(journal.has_failed());
         // The next file cannot be begun either: the old ones stay, and it is not tried at every input.
         let new = folder.path().join("journal.new");
         std::os::unix::fs::symlink("/dev/full", &new).unwrap();
         journal.rotate(&planner, Micros::secs(11));
+        settle(&mut journal);
         assert!(new.exists(), "too early");
         journal.rotate(&planner, Micros::secs(12));
-        assert!(!new.exists() && journal.file.is_none());
+        settle(&mut journal);
+        assert!(!new.exists() && journal.has_failed());
         assert_eq!(times(&path), (0, vec![1]));
         assert!(!folder.path().join("journal.1").exists());
         // And when there is room again, it goes on.
@@ -376,8 +424,62 @@ mod tests {
             journal.rotate(&planner, Micros::secs(at));
             journal.write(&wake(at));
         }
-        journal.flush();
+        settle(&mut journal);
         assert_eq!(times(&path), (22, vec![22, 23, 24]));
         assert_eq!(times(&folder.path().join("journal.1")), (0, vec![1]));
+    }
+
+    /// A pipe that nobody reads is a disk that hangs.
+    #[test]
+    fn a_disk_that_hangs_holds_up_nobody_and_the_journal_goes_on_when_it_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, planner) = (folder.path().join("journal"), Planner::new());
+        let mut journal = Journal::begin(&path, 1 << 30, &planner, Micros::ZERO).unwrap();
+        journal.write(&wake(1));
+        settle(&mut journal);
+        journal.most = 1 << 18;
+        let (reader, pipe) = std::io::pipe().unwrap();
+        journal.writer.put(File::from(std::os::fd::OwnedFd::from(pipe)));
+        let begun = std::time::Instant::now();
+        let mut at = 2;
+        while !journal.has_failed() {
+            journal.rotate(&planner, Micros::secs(at));
+            journal.write(&wake(at));
+            at += 1;
+            assert!(journal.writer.queued() < 1 << 20, "what waits is bounded");
+        }
+        // Nor is it tried again while as much waits.
+        let waits = journal.writer.queued();
+        journal.rotate(&planner, Micros::secs(at + 10));
+        journal.write(&wake(at + 10));
+        journal.flush();
+        assert_eq!(journal.writer.queued(), waits);
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        let reader = std::thread::spawn(move || std::io::copy(&mut &reader, &mut std::io::sink()));
+        settle(&mut journal);
+        let again = at + 20;
+        journal.rotate(&planner, Micros::secs(again));
+        journal.write(&wake(again));
+        drop(journal);
+        assert!(reader.join().unwrap().unwrap() > 0);
+        assert_eq!(times(&path), (again, vec![again]), "a file of its own, which begins with the planner");
+        assert_eq!(times(&folder.path().join("journal.1")), (0, vec![1]));
+    }
+
+    #[test]
+    fn what_was_written_is_there_when_it_ends_and_a_dead_disk_does_not_hold_up_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, planner) = (folder.path().join("journal"), Planner::new());
+        let mut journal = Journal::begin(&path, 1 << 30, &planner, Micros::ZERO).unwrap();
+        (1..=20_000).for_each(|at| journal.write(&wake(at)));
+        drop(journal);
+        assert_eq!(times(&path), (0, (1..=20_000).collect()));
+        let mut journal = Journal::begin(&path, 1 << 30, &planner, Micros::ZERO).unwrap();
+        let (_reader, pipe) = std::io::pipe().unwrap();
+        journal.writer.put(File::from(std::os::fd::OwnedFd::from(pipe)));
+        (1..=20_000).for_each(|at| journal.write(&wake(at)));
+        let begun = std::time::Instant::now();
+        drop(journal);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     }
 }

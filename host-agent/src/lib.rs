@@ -28,6 +28,7 @@ pub mod prober;
 pub mod replay;
 pub mod session;
 pub mod show;
+mod socket;
 pub mod top;
 pub mod transport;
 pub mod web;

@@ -170,3 +170,33 @@ async fn a_full_disk_under_the_journal() {
     assert!(said.unwrap().contains("every decision is the same"));
     host.end();
 }
+
+/// A pipe that nobody reads is a disk that hangs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_hangs_under_the_journal() {
+    let folder = folder();
+    let path = folder.path();
+    let vm = FakeVm::start(path, "a", SIZE, true);
+    let (state, kept) = (path.join("state"), path.join("kept"));
+    std::fs::create_dir(&state).unwrap();
+    output(Command::new(program("mkfifo")).arg(state.join("journal.new")));
+    let mut host = Host::start(path, &vm.table(""));
+    host.wait_field("a", "agent", "alive");
+    wait_for("takings", || (vm.actual() < Bytes::mib(300)).then_some(()));
+    let orders = vm.orders();
+    let asked = Instant::now();
+    vm.state().wanted = Bytes::mib(300);
+    wait_for("an order", || (vm.orders() > orders).then_some(()));
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}\n{}", asked.elapsed(), host.log());
+    wait_for("what it wants", || (vm.state().used == Bytes::mib(300)).then_some(()));
+    assert_eq!(host.log().matches("the journal cannot be written").count(), 1, "one warning:\n{}", host.log());
+    // The disk answers: what waited is written, and replays from the first line on.
+    let (from, mut to) = (state.join("journal.new"), std::fs::File::create(&kept).unwrap());
+    let reader = std::thread::spawn(move || std::io::copy(&mut std::fs::File::open(from).unwrap(), &mut to));
+    wait_for("its name", || state.join("journal").exists().then_some(()));
+    host.end();
+    assert!(reader.join().unwrap().unwrap() > 0);
+    let replayed = output(Command::new(env!("CARGO_BIN_EXE_ballast-host")).arg("replay").arg(&kept));
+    let said = String::from_utf8(replayed).unwrap();
+    assert!(said.contains("every decision is the same"), "{said}");
+}

@@ -170,6 +170,52 @@ fn a_real_guest_under_a_real_libvirtd_that_crashes_in_the_middle() {
 }
 
 #[test]
+fn a_qemu_that_hangs_holds_up_no_other_vm() {
+    let libvirtd = Libvirtd::start();
+    initramfs(libvirtd.directory());
+    let good = "<memballoon model='virtio' autodeflate='on'/>";
+    let (a, b) = (VmName::from("a"), VmName::from("b"));
+    let (libvirt, mut events) = connect(&libvirtd);
+    for name in ["a", "b"] {
+        libvirtd.define(name, &domain(&libvirtd, name, good));
+        libvirtd.virsh(&["start", name]);
+        expect_event(&mut events, name, |w| *w == What::Started, "Started");
+    }
+    let states = |libvirt: &Libvirt| {
+        let vms = libvirt.vms().unwrap();
+        vms.into_iter().map(|f| (f.name, f.state, f.actual)).collect::<Vec<_>>()
+    };
+    assert_eq!(states(&libvirt), [(a.clone(), State::Running, SIZE), (b.clone(), State::Running, SIZE)]);
+
+    libvirtd.signal_qemu("a", "STOP");
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| libvirt.balloon(&a));
+        std::thread::sleep(Duration::from_millis(100));
+        // Behind a call that hangs.
+        libvirt.order(&b, SMALLER).unwrap();
+        let error = first.join().unwrap().unwrap_err();
+        assert!(matches!(error, Error::Deadline { .. }), "{error}");
+    });
+    // From now on it is left alone.
+    let begin = Instant::now();
+    for n in 0..20 {
+        let error = libvirt.order(&a, SMALLER).unwrap_err();
+        assert_eq!(error, Error::Hung { vm: a.clone(), call: "virDomainSetMemoryFlags" });
+        libvirt.order(&b, SMALLER + Bytes::mib(n % 2)).unwrap();
+        libvirt.balloon(&b).unwrap();
+    }
+    assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
+    let listed = states(&libvirt);
+    assert_eq!(listed.iter().map(|(n, s, _)| (n, *s)).collect::<Vec<_>>(), [(&a, State::Hung), (&b, State::Running)]);
+    assert_eq!(listed[0].2, SIZE, "what it keeps is known all the same");
+
+    libvirtd.signal_qemu("a", "CONT");
+    expect_event(&mut events, "a", |w| *w == What::Changed, "Changed");
+    libvirt.order(&a, SMALLER).unwrap();
+    assert_eq!(states(&libvirt)[0].1, State::Running);
+}
+
+#[test]
 fn a_libvirtd_that_is_not_there_is_waited_for() {
     let (sender, mut events) = unbounded_channel();
     let libvirt = Libvirt::new("qemu:///system?socket=/nonexistent/libvirt-sock", sender).unwrap();

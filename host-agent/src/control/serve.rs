@@ -9,6 +9,7 @@ use super::{
     RefusedWhy, ReserveRequest, operator, unknown_vm,
 };
 use crate::daemon::Event;
+use crate::socket::{self, BindError, Bound};
 use axum::body::Body;
 use axum::extract::{Extension, Path as UrlPath, Request, State};
 use axum::http::{Method, StatusCode, Uri, header};
@@ -22,8 +23,7 @@ use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
-use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
@@ -49,11 +49,16 @@ pub enum ServeError {
     /// Another daemon serves it.
     #[error("{0} is served by another ballast-host: stop that one first, or give this one its own control-socket")]
     Taken(PathBuf),
+    /// Something else is in the way.
+    #[error("control socket {0}: what is there is no socket; move it away, or name another control-socket")]
+    InTheWay(PathBuf),
     /// Binding.
-    #[error("control socket {path}")]
+    #[error("control socket {path} (while trying to {doing})")]
     Bind {
         /// Where.
         path: PathBuf,
+        /// The step that failed.
+        doing: &'static str,
         /// What the system said.
         source: std::io::Error,
     },
@@ -70,30 +75,25 @@ pub enum ServeError {
 /// # Errors
 /// Another daemon serves it, or it cannot be made.
 pub async fn serve(path: &Path, group: Option<&str>, events: Events) -> Result<(), ServeError> {
-    let bind = |source| ServeError::Bind { path: path.to_owned(), source };
+    let failed = |doing| move |source| ServeError::Bind { path: path.to_owned(), doing, source };
     let group = group.map(|g| group_id(g).ok_or_else(|| ServeError::Group(g.to_owned()))).transpose()?;
-    if UnixStream::connect(path).await.is_ok() {
-        return Err(ServeError::Taken(path.to_owned()));
-    }
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(bind)?;
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(bind(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(bind)?;
+    let Bound { listener, file, .. } = socket::bind(path).await.map_err(|e| match e {
+        BindError::Occupied => ServeError::Taken(path.to_owned()),
+        BindError::InTheWay => ServeError::InTheWay(path.to_owned()),
+        BindError::Io { doing, source } => failed(doing)(source),
+    })?;
     if group.is_some() {
-        std::os::unix::fs::chown(path, None, group).map_err(bind)?;
+        file.give_to(None, group).map_err(failed("give it to its group"))?;
     }
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(bind)?;
+    file.set_mode(0o660).map_err(failed("set its mode"))?;
     tokio::spawn(accept(listener, router(events)));
     Ok(())
 }
 
 /// Removes the socket.
 pub fn remove(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path) {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
+    if is_socket && let Err(error) = std::fs::remove_file(path) {
         tracing::debug!(%error, "removing the control socket");
     }
 }
@@ -364,4 +364,35 @@ async fn reload(State(events): State<Events>) -> Answer {
 
 async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], DOCUMENT).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_no_socket_stays_and_who_listens_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, events) = (folder.path().join("control"), mpsc::channel(1).0);
+        std::fs::write(&path, "an operator's notes").unwrap();
+        let error = serve(&path, None, events.clone()).await.unwrap_err();
+        assert!(matches!(error, ServeError::InTheWay(_)), "{error}");
+        remove(&path);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "an operator's notes");
+        std::fs::remove_file(&path).unwrap();
+
+        // A daemon that takes nobody any more lives all the same.
+        let living = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&living, 0).unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = timeout(Duration::from_secs(5), UnixStream::connect(&path)).await.unwrap() {
+            waiting.push(stream);
+        }
+        let error = serve(&path, None, events.clone()).await.unwrap_err();
+        assert!(matches!(error, ServeError::Taken(_)), "{error}");
+        drop((living, waiting));
+        serve(&path, None, events).await.unwrap();
+        remove(&path);
+        assert!(!path.exists());
+    }
 }

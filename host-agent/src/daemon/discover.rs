@@ -288,6 +288,10 @@ impl Daemon {
         let reachable = self.planner.vm(&name).is_some_and(|vm| vm.actual.is_some());
         let known = self.vms.get(&name);
         let is_new = known.is_none();
+        if !is_new && facts.state == State::Hung {
+            // It is as it was, and its actuator says that it does not answer.
+            return;
+        }
         if is_new && facts.migrating {
             // It arrives from another host, or is being started: it is found when that is done.
             return;

@@ -1,14 +1,17 @@
 //! VMs that libvirt manages.
 //!
 //! ```text
-//!   caller --job, expiry--> worker thread --virDomain...--> libvirtd     one thread owns the connection
-//!   caller <----answer----- worker thread                                ordered calls, one place to reconnect
-//!   daemon <----Event------ worker thread <-- callbacks on libvirt's event loop (events_ffi)
+//!   caller --job, expiry--> worker --job--> runner --virDomain...--> libvirtd     one runner owns the connection
+//!   caller <----answer--------------------- runner                                ordered calls
+//!   daemon <----Event------ worker <-- callbacks on libvirt's event loop (events_ffi)
 //! ```
 //!
-//! A call into libvirt's library can hang for as long as libvirtd does. So no caller ever makes one: it leaves a job
-//! with the worker and waits for [`DEADLINE`]. A job that expired before the worker came to it is not done at all: an
-//! order whose caller has given up must not be carried out after a newer one.
+//! A call into libvirt's library can hang for as long as libvirtd does, or as the QEMU that the call is about. So no
+//! caller ever makes one: it leaves a job with the worker and waits for [`DEADLINE`]. A job that expired before the worker
+//! came to it is not done at all: an order whose caller has given up must not be carried out after a newer one.
+//!
+//! Nor does the worker make one: a runner that has not come back after [`PATIENCE`] is left behind with its connection,
+//! the others' jobs go on with a new runner on a new one, and its VM is left alone until it answers again (`runner`).
 //!
 //! libvirt's balloon event comes once a second at most (FACTS.md, section 2): while it matters, [`Hypervisor::balloon`]
 //! reads the size by statistics tag 6.
@@ -16,42 +19,84 @@
 mod domain_xml;
 mod events_ffi;
 mod job_ffi;
+mod runner;
 mod session;
 
 use super::{BalloonStatistics, DEADLINE, Error, Event, Events, Hypervisor, State, VmFacts, What};
 use ballast_planner::VmName;
 use ballast_protocol::{Bytes, KiB};
+use runner::{Done, Hung, Job, Runner, Unable, Undone};
 use session::{Running, Session};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 /// Between attempts to connect: a restarted libvirtd needs some hundred milliseconds, and systemd's socket activation
 /// must not be kept awake by a daemon that asks ten times a second.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
+/// How long a job may take before the others are served without it; as much is left of [`DEADLINE`] for those that waited
+/// behind it. An answer that comes later still reaches its caller.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Jobs that may wait for a worker that hangs; callers leave after [`DEADLINE`], their jobs stay until it comes back.
 const WAITING: usize = 1024;
+/// Events that may wait. With more of them all VMs are asked instead.
+const EVENTS: usize = 1024;
+/// How often threads that hang are looked after.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// All VMs of one libvirtd.
 #[derive(Debug)]
 pub struct Libvirt {
     uri: String,
-    worker: Sender<FromLibvirt>,
+    worker: Inbox,
     waiting: Arc<AtomicUsize>,
 }
 
 /// What the worker is sent, by callers and by libvirt.
 enum FromLibvirt {
-    Job { expires: Instant, run: Job },
-    Event { connection: u64, vm: VmName, id: Option<u32>, occurrence: Occurrence },
-    Closed { connection: u64, why: &'static str },
+    /// About a VM whose QEMU it may have to wait for, if one is named.
+    Job {
+        vm: Option<VmName>,
+        expires: Instant,
+        run: Job<Session>,
+    },
+    Event {
+        connection: u64,
+        vm: VmName,
+        id: Option<u32>,
+        occurrence: Occurrence,
+    },
+    Closed {
+        connection: u64,
+        why: &'static str,
+    },
+    /// Only wakes it: [`Inbox::stopped`] says so.
     Stop,
 }
 
-/// Run by the worker, with its session or the reason why there is none.
-type Job = Box<dyn FnOnce(Result<&mut Session, &str>) + Send>;
+/// The way to the worker. Bounded: libvirt's callbacks must not wait, and what they cannot leave is found by asking.
+#[derive(Clone, Debug)]
+struct Inbox {
+    sender: SyncSender<FromLibvirt>,
+    missed: Arc<AtomicBool>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Inbox {
+    fn new() -> (Self, Receiver<FromLibvirt>) {
+        let (sender, inbox) = sync_channel(WAITING + EVENTS);
+        (Self { sender, missed: Arc::default(), stopped: Arc::default() }, inbox)
+    }
+
+    /// What libvirt says.
+    fn hear(&self, said: FromLibvirt) {
+        if self.sender.try_send(said).is_err() {
+            self.missed.store(true, Ordering::Release);
+        }
+    }
+}
 
 /// What libvirt says happened to a domain.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +120,7 @@ impl Libvirt {
     pub fn new(uri: &str, events: Events) -> Result<Self, Error> {
         let failed = |why: String| Error::Unreachable { whom: format!("libvirt ({uri})"), why };
         events_ffi::start_event_loop().map_err(failed)?;
-        let (sender, inbox) = channel();
+        let (sender, inbox) = Inbox::new();
         let waiting = Arc::new(AtomicUsize::new(0));
         let worker = Worker {
             uri: uri.to_owned(),
@@ -85,15 +130,19 @@ impl Libvirt {
             events,
             connections: 0,
             running: Running::new(),
+            is_lost: false,
+            hung: Hung::default(),
         };
         let spawned = std::thread::Builder::new().name("libvirt".into()).spawn(move || worker.run());
         spawned.map_err(|e| failed(e.to_string()))?;
         Ok(Self { uri: uri.to_owned(), worker: sender, waiting })
     }
 
+    /// Has something done that may have to wait for the QEMU of `vm`, or else for libvirtd alone.
     fn call<T: Send + 'static>(
         &self,
         call: &'static str,
+        vm: Option<&VmName>,
         run: impl FnOnce(&mut Session) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let whom = || format!("libvirt ({})", self.uri);
@@ -103,17 +152,32 @@ impl Libvirt {
             return Err(late());
         }
         let (sender, answer) = sync_channel(1);
-        let uri = self.uri.clone();
-        let run: Job = Box::new(move |session| {
-            let result = session
-                .map_err(|why| Error::Unreachable { whom: format!("libvirt ({uri})"), why: why.to_owned() })
-                .and_then(run);
+        let (uri, about) = (self.uri.clone(), vm.cloned());
+        let run: Job<Session> = Box::new(move |session| {
+            let (result, listed) = match (session, about) {
+                (Ok(session), _) => (run(session), session.take_list()),
+                (Err(Unable::Hung), Some(vm)) => (Err(Error::Hung { vm, call }), None),
+                (Err(Unable::Hung), None) => (Err(Error::Deadline { whom: format!("libvirt ({uri})"), call }), None),
+                (Err(Unable::Away(why)), _) => {
+                    let whom = format!("libvirt ({uri})");
+                    (Err(Error::Unreachable { whom, why: why.to_owned() }), None)
+                }
+            };
+            let answered = result.is_ok();
             // Nobody waits any more.
             let _ = sender.try_send(result);
+            Done { answered, listed }
         });
-        let job = FromLibvirt::Job { expires: Instant::now() + DEADLINE, run };
-        if self.worker.send(job).is_err() {
-            return Err(Error::Unreachable { whom: whom(), why: "its thread has ended".into() });
+        let job = FromLibvirt::Job { vm: vm.cloned(), expires: Instant::now() + DEADLINE, run };
+        match self.worker.sender.try_send(job) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                return Err(late());
+            }
+            Err(TrySendError::Disconnected(_)) => {
+                return Err(Error::Unreachable { whom: whom(), why: "its thread has ended".into() });
+            }
         }
         match answer.recv_timeout(DEADLINE) {
             Ok(result) => result,
@@ -123,55 +187,68 @@ impl Libvirt {
             }
         }
     }
+
+    /// What libvirtd says of a VM without asking its QEMU.
+    fn facts_of_hung(&self, vm: &VmName) -> Result<VmFacts, Error> {
+        let vm = vm.clone();
+        self.call("virDomainGetXMLDesc", None, move |s| s.facts_of_hung(&vm))
+    }
 }
 
 impl Drop for Libvirt {
     fn drop(&mut self) {
-        // Not joined: it may be inside a call that hangs.
-        let _ = self.worker.send(FromLibvirt::Stop);
+        self.worker.stopped.store(true, Ordering::Release);
+        // Not joined: it may wait for a call that hangs. When it has too much to do to be woken, it does not sleep.
+        let _ = self.worker.sender.try_send(FromLibvirt::Stop);
     }
 }
 
 impl Hypervisor for Libvirt {
     fn vms(&self) -> Result<Vec<VmFacts>, Error> {
-        let names = self.call("virConnectListAllDomains", Session::names)?;
+        let names = self.call("virConnectListAllDomains", None, Session::names)?;
         let mut all = Vec::with_capacity(names.len());
         // A job for each, so that orders get their turn in between.
         for name in names {
-            match self.facts(&name) {
+            let facts = match self.facts(&name) {
+                // One that does not answer is there all the same, and keeps its memory.
+                Err(Error::Hung { .. } | Error::Deadline { .. } | Error::Refused { .. }) => self.facts_of_hung(&name),
+                facts => facts,
+            };
+            match facts {
                 Ok(facts) => all.push(facts),
-                // It went while we asked.
-                Err(Error::UnknownVm(_)) => {}
-                Err(e) => return Err(e),
+                // It went, or stopped, while we asked.
+                Err(Error::UnknownVm(_) | Error::Off(_)) => {}
+                Err(e @ (Error::Unreachable { .. } | Error::Deadline { .. })) => return Err(e),
+                Err(error) => tracing::warn!(vm = %name, %error, "left out: libvirt does not describe it"),
             }
         }
         Ok(all)
     }
 
     fn facts(&self, vm: &VmName) -> Result<VmFacts, Error> {
-        let vm = vm.clone();
-        self.call("virDomainGetXMLDesc", move |s| s.facts(&vm))
+        let name = vm.clone();
+        self.call("virDomainGetXMLDesc", Some(vm), move |s| s.facts(&name))
     }
 
     fn balloon(&self, vm: &VmName) -> Result<Bytes, Error> {
-        let vm = vm.clone();
-        self.call("virDomainMemoryStats", move |s| s.balloon(&vm))
+        let name = vm.clone();
+        self.call("virDomainMemoryStats", Some(vm), move |s| s.balloon(&name))
     }
 
     fn order(&self, vm: &VmName, keep: Bytes) -> Result<(), Error> {
-        let vm = vm.clone();
-        self.call("virDomainSetMemoryFlags", move |s| s.order(&vm, keep))
+        let name = vm.clone();
+        self.call("virDomainSetMemoryFlags", Some(vm), move |s| s.order(&name, keep))
     }
 
     fn statistics(&self, vm: &VmName) -> Result<BalloonStatistics, Error> {
-        let vm = vm.clone();
-        self.call("virDomainMemoryStats", move |s| s.statistics(&vm))
+        let name = vm.clone();
+        self.call("virDomainMemoryStats", Some(vm), move |s| s.statistics(&name))
     }
 }
 
 struct Worker {
     uri: String,
-    sender: Sender<FromLibvirt>,
+    sender: Inbox,
     inbox: Receiver<FromLibvirt>,
     waiting: Arc<AtomicUsize>,
     events: Events,
@@ -179,12 +256,17 @@ struct Worker {
     connections: u64,
     /// The VMs the daemon believes to run.
     running: Running,
+    /// The daemon was told that there is no connection.
+    is_lost: bool,
+    hung: Hung,
 }
 
 /// Why the worker stops doing something.
 enum End {
     Stop,
     Lost(String),
+    /// A call hangs; about a VM if one is named.
+    Hangs(Option<VmName>),
 }
 
 impl Worker {
@@ -192,30 +274,97 @@ impl Worker {
         let mut pause = FIRST_PAUSE;
         loop {
             self.connections += 1;
-            let why = match Session::open(&self.uri, self.connections, &self.sender) {
-                Ok((session, running)) => {
+            let why = match self.open() {
+                Ok((runner, running)) => {
                     pause = FIRST_PAUSE;
-                    for (vm, _) in self.running.iter().filter(|(vm, id)| running.get(*vm) == Some(*id)) {
-                        self.tell(vm, What::ConnectionBack);
+                    if std::mem::take(&mut self.is_lost) {
+                        for (vm, _) in self.running.iter().filter(|(vm, id)| running.get(*vm) == Some(*id)) {
+                            self.tell(vm, What::ConnectionBack);
+                        }
                     }
                     self.compare(running);
-                    match self.serve(session) {
+                    match self.serve(&runner) {
                         End::Stop => return,
-                        End::Lost(why) => {
-                            for vm in self.running.keys() {
-                                self.tell(vm, What::ConnectionLost(why.clone()));
+                        End::Lost(why) => why,
+                        End::Hangs(vm) => {
+                            self.abandon(vm, runner);
+                            // Until the next connection nobody listens.
+                            self.sender.missed.store(true, Ordering::Release);
+                            if !self.hung.is_full() {
+                                continue;
                             }
-                            why
+                            "too many QEMUs hang, and each keeps one of libvirtd's workers: look for processes that \
+                             are stopped or wait for a disk (`ps -C qemu-system-x86_64 -o pid,stat,args`)"
+                                .to_owned()
                         }
                     }
                 }
                 Err(why) => why,
             };
-            tracing::debug!(uri = self.uri, why, "no connection to libvirt");
+            self.lose(&why);
             if let End::Stop = self.wait(pause, &why) {
                 return;
             }
             pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    /// Opens a connection, however long that takes: a libvirtd that hangs is waited for.
+    fn open(&mut self) -> Result<(Runner<Session>, Running), String> {
+        let (uri, number, sender) = (self.uri.clone(), self.connections, self.sender.clone());
+        let runner = Runner::start(move || Session::open(&uri, number, &sender)).map_err(|e| e.to_string())?;
+        let mut patience = PATIENCE;
+        loop {
+            match runner.opened(patience) {
+                Ok(running) => return running.map(|running| (runner, running)),
+                Err(Undone::Died) => return Err("its thread has ended".to_owned()),
+                Err(Undone::Overran) => {
+                    self.lose("libvirtd does not answer");
+                    if self.sender.stopped.load(Ordering::Acquire) {
+                        return Err("it is not wanted any more".to_owned());
+                    }
+                    patience = LAST_PAUSE;
+                }
+            }
+        }
+    }
+
+    /// Tells that there is no connection, once.
+    fn lose(&mut self, why: &str) {
+        tracing::debug!(uri = self.uri, why, "no connection to libvirt");
+        if !std::mem::replace(&mut self.is_lost, true) {
+            for vm in self.running.keys() {
+                self.tell(vm, What::ConnectionLost(why.to_owned()));
+            }
+        }
+    }
+
+    /// Leaves a call behind that hangs.
+    fn abandon(&mut self, vm: Option<VmName>, runner: Runner<Session>) {
+        match &vm {
+            Some(vm) => tracing::warn!(%vm, "its QEMU does not answer libvirt: it is left alone until it does"),
+            None => tracing::warn!(uri = self.uri, "libvirtd does not answer"),
+        }
+        self.hung.add(vm, runner.abandon(), Instant::now());
+    }
+
+    /// Looks after what hangs.
+    fn look_after_hung(&mut self) {
+        let uri = &self.uri;
+        let back = self.hung.look(Instant::now(), |vm| {
+            let (uri, vm) = (uri.clone(), vm.clone());
+            std::thread::Builder::new().name("libvirt probe".into()).spawn(move || {
+                let begin = Instant::now();
+                let answer = Session::unattended(&uri).map(|mut s| s.balloon(&vm));
+                // That it is off, gone or without a balloon is an answer too.
+                let answered =
+                    matches!(answer, Ok(Ok(_) | Err(Error::Off(_) | Error::UnknownVm(_) | Error::NoBalloon(_))));
+                answered && begin.elapsed() < PATIENCE
+            })
+        });
+        for vm in back {
+            tracing::info!(%vm, "its QEMU answers again");
+            self.tell(&vm, What::Changed);
         }
     }
 
@@ -241,36 +390,97 @@ impl Worker {
     }
 
     /// Does jobs and passes events on until the connection is lost.
-    fn serve(&mut self, mut session: Session) -> End {
+    fn serve(&mut self, runner: &Runner<Session>) -> End {
         loop {
+            if self.sender.stopped.load(Ordering::Acquire) {
+                return End::Stop;
+            }
+            self.look_after_hung();
+            if self.sender.missed.swap(false, Ordering::AcqRel)
+                && let Some(end) = self.ask_all(runner)
+            {
+                return end;
+            }
             // The worker itself holds a sender.
-            let Ok(message) = self.inbox.recv() else { return End::Stop };
+            let message = if self.hung.is_empty() {
+                self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                self.inbox.recv_timeout(LOOK)
+            };
             match message {
-                FromLibvirt::Stop => return End::Stop,
-                FromLibvirt::Job { expires, run } => {
+                Err(RecvTimeoutError::Timeout) | Ok(FromLibvirt::Stop) => {}
+                Err(RecvTimeoutError::Disconnected) => return End::Stop,
+                Ok(FromLibvirt::Job { vm, expires, run }) => {
                     self.waiting.fetch_sub(1, Ordering::Relaxed);
-                    if Instant::now() < expires {
-                        run(Ok(&mut session));
-                    }
-                    if let Some(running) = session.take_list() {
-                        self.compare(running);
+                    if vm.as_ref().is_some_and(|vm| self.hung.contains(vm)) {
+                        run(Err(Unable::Hung));
+                    } else if Instant::now() < expires
+                        && let Some(end) = self.have_done(runner, vm, run)
+                    {
+                        return end;
                     }
                 }
-                FromLibvirt::Closed { connection, why } if connection == self.connections => {
+                Ok(FromLibvirt::Closed { connection, why }) if connection == self.connections => {
                     return End::Lost(why.to_owned());
                 }
-                FromLibvirt::Event { connection, vm, id, occurrence } if connection == self.connections => {
-                    self.event(&mut session, &vm, id, occurrence);
+                Ok(FromLibvirt::Event { connection, vm, id, occurrence }) if connection == self.connections => {
+                    if matches!(occurrence, Occurrence::Started | Occurrence::Stopped) {
+                        let name = vm.clone();
+                        let forget: Job<Session> = Box::new(move |session| {
+                            if let Ok(session) = session {
+                                session.forget(&name);
+                            }
+                            Done::default()
+                        });
+                        if let Some(end) = self.have_done(runner, None, forget) {
+                            return end;
+                        }
+                    }
+                    self.event(&vm, id, occurrence);
                 }
-                FromLibvirt::Closed { .. } | FromLibvirt::Event { .. } => {}
+                Ok(FromLibvirt::Closed { .. } | FromLibvirt::Event { .. }) => {}
             }
         }
     }
 
-    fn event(&mut self, session: &mut Session, vm: &VmName, id: Option<u32>, occurrence: Occurrence) {
+    /// `None` when the job was done.
+    fn have_done(&mut self, runner: &Runner<Session>, vm: Option<VmName>, job: Job<Session>) -> Option<End> {
+        match runner.run(job, PATIENCE) {
+            Ok(Done { listed, .. }) => {
+                if let Some(running) = listed {
+                    self.compare(running);
+                }
+                None
+            }
+            Err(Undone::Overran) => Some(End::Hangs(vm)),
+            Err(Undone::Died) => Some(End::Lost("its thread has ended".to_owned())),
+        }
+    }
+
+    /// libvirt said more than was heard: what it was is found by asking about all.
+    fn ask_all(&mut self, runner: &Runner<Session>) -> Option<End> {
+        let (say, said) = sync_channel(1);
+        let list: Job<Session> = Box::new(move |session| {
+            let Ok(session) = session else { return Done::default() };
+            let _ = say.try_send(session.names().map_err(|e| e.to_string()));
+            Done { answered: true, listed: session.take_list() }
+        });
+        let end = self.have_done(runner, None, list);
+        if end.is_some() {
+            return end;
+        }
+        if let Ok(Err(why)) = said.try_recv() {
+            return Some(End::Lost(why));
+        }
+        for vm in self.running.keys() {
+            self.tell(vm, What::Changed);
+        }
+        None
+    }
+
+    fn event(&mut self, vm: &VmName, id: Option<u32>, occurrence: Occurrence) {
         let what = match occurrence {
             Occurrence::Started => {
-                session.forget(vm);
                 if self.running.insert(vm.clone(), id) == Some(id) {
                     // It was in the list already.
                     return;
@@ -278,7 +488,6 @@ impl Worker {
                 What::Started
             }
             Occurrence::Stopped => {
-                session.forget(vm);
                 if self.running.remove(vm).is_none() {
                     return;
                 }
@@ -294,19 +503,32 @@ impl Worker {
         self.tell(vm, what);
     }
 
-    /// Lets time pass without a connection; jobs fail at once.
+    /// Lets time pass without a connection, as much as it takes until not too much hangs; jobs fail at once.
     fn wait(&mut self, pause: Duration, why: &str) -> End {
         let until = Instant::now() + pause;
         loop {
-            match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            self.look_after_hung();
+            let left = until.saturating_duration_since(Instant::now());
+            let left = match (self.hung.is_empty(), self.hung.is_full()) {
+                (true, _) => left,
+                (_, true) => LOOK,
+                (_, false) => left.min(LOOK),
+            };
+            match self.inbox.recv_timeout(left) {
                 Ok(FromLibvirt::Job { run, .. }) => {
                     self.waiting.fetch_sub(1, Ordering::Relaxed);
-                    run(Err(why));
+                    run(Err(Unable::Away(why)));
                 }
-                Ok(FromLibvirt::Stop) | Err(RecvTimeoutError::Disconnected) => return End::Stop,
                 // Words of a connection that is gone.
-                Ok(FromLibvirt::Closed { .. } | FromLibvirt::Event { .. }) => {}
-                Err(RecvTimeoutError::Timeout) => return End::Lost(why.to_owned()),
+                Ok(FromLibvirt::Closed { .. } | FromLibvirt::Event { .. } | FromLibvirt::Stop) => {}
+                Err(RecvTimeoutError::Disconnected) => return End::Stop,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.sender.stopped.load(Ordering::Acquire) {
+                return End::Stop;
+            }
+            if Instant::now() >= until && !self.hung.is_full() {
+                return End::Lost(why.to_owned());
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   actuator --spawn_blocking--> Hypervisor --+-- Qmp      one Unix socket each, one thread: QEMUs
-//!                                             +-- Libvirt  one connection and one thread: all VMs of a libvirtd
+//!                                             +-- Libvirt  one connection at a time: all VMs of a libvirtd
 //!   daemon   <--mpsc---- Event <--------------+
 //! ```
 //!
@@ -109,6 +109,8 @@ pub enum State {
     Running,
     /// They do not.
     Paused,
+    /// Its process is there and does not answer; whether they run is not known.
+    Hung,
     /// There is no such process.
     Off,
 }
@@ -191,6 +193,17 @@ pub enum Error {
     Deadline {
         /// The VM's monitor, or libvirt.
         whom: String,
+        /// The command.
+        call: &'static str,
+    },
+    /// It did not answer before, and is not asked until it does.
+    #[error(
+        "VM `{vm}`: its QEMU hangs, so libvirt is not asked for `{call}` until it answers again; see whether its process \
+         is stopped or waits for a disk"
+    )]
+    Hung {
+        /// Which.
+        vm: VmName,
         /// The command.
         call: &'static str,
     },

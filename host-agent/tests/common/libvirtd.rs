@@ -139,8 +139,12 @@ impl Libvirtd {
 
     /// As the host's OOM killer would.
     pub fn kill_qemu(&self, vm: &str) {
+        self.signal_qemu(vm, "KILL");
+    }
+
+    pub fn signal_qemu(&self, vm: &str, signal: &str) {
         let pid = self.qemu(vm).expect("it runs");
-        run(self.enter().args(["kill", "-9", &pid.to_string()]));
+        run(self.enter().args(["kill", "-s", signal, &pid.to_string()]));
     }
 
     pub fn define(&self, name: &str, xml: &str) {

@@ -7,11 +7,10 @@
 //! it on, and returns.
 #![allow(unsafe_code)]
 
-use super::{FromLibvirt, Occurrence};
+use super::{FromLibvirt, Inbox, Occurrence};
 use std::ffi::{CStr, c_char, c_int, c_ulonglong, c_void};
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::mpsc::Sender;
 use std::time::Duration;
 use virt::connect::Connect;
 use virt::error::Error;
@@ -19,7 +18,7 @@ use virt::{event, sys};
 
 /// Where a callback sends what it hears.
 struct Sink {
-    worker: Sender<FromLibvirt>,
+    worker: Inbox,
     /// The connection it belongs to.
     connection: u64,
 }
@@ -56,7 +55,7 @@ pub(super) fn start_event_loop() -> Result<(), String> {
 }
 
 impl Registration {
-    pub fn new(connect: &Connect, number: u64, worker: &Sender<FromLibvirt>) -> Result<Self, Error> {
+    pub fn new(connect: &Connect, number: u64, worker: &Inbox) -> Result<Self, Error> {
         let connection = connect.as_ptr();
         let mut this = Self { connection, domain_events: Vec::new(), close: false };
         let sink = || Box::into_raw(Box::new(Sink { worker: worker.clone(), connection: number })).cast::<c_void>();
@@ -201,7 +200,7 @@ unsafe extern "C" fn closed(_: sys::virConnectPtr, reason: c_int, sink: *mut c_v
     };
     // SAFETY: libvirt passes the sink we registered, alive until `free_sink`.
     let sink = unsafe { &*sink.cast::<Sink>() };
-    let _ = sink.worker.send(FromLibvirt::Closed { connection: sink.connection, why });
+    sink.worker.hear(FromLibvirt::Closed { connection: sink.connection, why });
 }
 
 unsafe extern "C" fn lifecycle(
@@ -307,5 +306,5 @@ unsafe fn send(domain: sys::virDomainPtr, occurrence: Occurrence, sink: *mut c_v
     let vm = name.to_string_lossy().into_owned().as_str().into();
     // (unsigned)-1 is libvirt's way of saying that it is off.
     let id = (id != u32::MAX).then_some(id);
-    let _ = sink.worker.send(FromLibvirt::Event { connection: sink.connection, vm, id, occurrence });
+    sink.worker.hear(FromLibvirt::Event { connection: sink.connection, vm, id, occurrence });
 }

@@ -1,14 +1,13 @@
-//! One connection to libvirtd, and what is done on it. Owned by the worker's thread.
+//! One connection to libvirtd, and what is done on it. Owned by a runner's thread.
 
 use super::domain_xml::{self, DomainXml};
 use super::events_ffi::Registration;
 use super::job_ffi;
-use super::{BalloonStatistics, Error, FromLibvirt, State, VmFacts};
+use super::{BalloonStatistics, Error, Inbox, State, VmFacts};
 use crate::hypervisor::age::Age;
 use ballast_planner::VmName;
 use ballast_protocol::{Bytes, KiB, Micros};
 use std::collections::BTreeMap;
-use std::sync::mpsc::Sender;
 use std::time::{Instant, SystemTime};
 use virt::connect::Connect;
 use virt::domain::{Domain, MemoryStat};
@@ -24,7 +23,7 @@ const STATISTICS_PERIOD: i32 = 1;
 pub(super) struct Session {
     uri: String,
     connect: Connect,
-    /// `None` only while dropping.
+    /// `None` while dropping, and when nobody listens.
     registration: Option<Registration>,
     /// A look-up by name is a round trip; so is the XML.
     domains: BTreeMap<VmName, Known>,
@@ -44,20 +43,34 @@ struct Known {
 
 impl Session {
     /// Opens a connection; also says which domains run, each with its number.
-    pub fn open(uri: &str, number: u64, worker: &Sender<FromLibvirt>) -> Result<(Self, Running), String> {
-        let text = |e: virt::error::Error| e.message().to_owned();
-        let connect = Connect::open(Some(uri)).map_err(text)?;
-        let mut session =
-            Self { uri: uri.to_owned(), connect, registration: None, domains: BTreeMap::new(), listed: None };
+    pub fn open(uri: &str, number: u64, worker: &Inbox) -> Result<(Self, Running), String> {
+        let mut session = Self::connect(uri)?;
         // Events first, the list afterwards: what happens in between is seen twice rather than never.
-        session.registration = Some(Registration::new(&session.connect, number, worker).map_err(text)?);
-        // Drivers without a daemon behind them have nothing to keep alive.
-        if let Err(error) = session.connect.set_keep_alive(KEEPALIVE.0, KEEPALIVE.1) {
-            tracing::debug!(uri, error = error.message(), "no keepalive");
-        }
+        let registration = Registration::new(&session.connect, number, worker);
+        session.registration = Some(registration.map_err(|e| e.message().to_owned())?);
+        session.keep_alive();
         session.names().map_err(|e| e.to_string())?;
         let running = session.listed.take().unwrap_or_default();
         Ok((session, running))
+    }
+
+    /// Opens a connection of which no events are wanted.
+    pub fn unattended(uri: &str) -> Result<Self, String> {
+        let session = Self::connect(uri)?;
+        session.keep_alive();
+        Ok(session)
+    }
+
+    fn connect(uri: &str) -> Result<Self, String> {
+        let connect = Connect::open(Some(uri)).map_err(|e| e.message().to_owned())?;
+        Ok(Self { uri: uri.to_owned(), connect, registration: None, domains: BTreeMap::new(), listed: None })
+    }
+
+    fn keep_alive(&self) {
+        // Drivers without a daemon behind them have nothing to keep alive.
+        if let Err(error) = self.connect.set_keep_alive(KEEPALIVE.0, KEEPALIVE.1) {
+            tracing::debug!(uri = self.uri, error = error.message(), "no keepalive");
+        }
     }
 
     /// What was known of a VM holds no longer: it started or stopped.
@@ -85,15 +98,24 @@ impl Session {
     }
 
     pub fn facts(&mut self, vm: &VmName) -> Result<VmFacts, Error> {
+        self.describe(vm, true)
+    }
+
+    /// What libvirtd knows by itself of a VM whose QEMU does not answer.
+    pub fn facts_of_hung(&mut self, vm: &VmName) -> Result<VmFacts, Error> {
+        self.describe(vm, false)
+    }
+
+    fn describe(&mut self, vm: &VmName, answers: bool) -> Result<VmFacts, Error> {
         self.on(vm, "virDomainGetXMLDesc", |this, vm| {
             let domain = this.known(vm)?.domain.clone();
             let failed = |this: &Self, e| this.error("virDomainGetXMLDesc", &e, Some(vm));
             let (code, reason) = domain.get_state().map_err(|e| failed(this, e))?;
             let state = match code {
-                sys::VIR_DOMAIN_PAUSED | sys::VIR_DOMAIN_PMSUSPENDED => State::Paused,
                 sys::VIR_DOMAIN_SHUTOFF => State::Off,
                 sys::VIR_DOMAIN_CRASHED if !domain.is_active().map_err(|e| failed(this, e))? => State::Off,
-                sys::VIR_DOMAIN_CRASHED => State::Paused,
+                _ if !answers => State::Hung,
+                sys::VIR_DOMAIN_PAUSED | sys::VIR_DOMAIN_PMSUSPENDED | sys::VIR_DOMAIN_CRASHED => State::Paused,
                 // Also one that is shutting down: it still uses memory.
                 _ => State::Running,
             };
@@ -101,11 +123,13 @@ impl Session {
             let arrives = is_held(code, reason);
             let migrating = match state {
                 State::Off => false,
+                State::Hung => arrives,
                 _ => arrives || this.is_busy(vm, &domain)?,
             };
             let xml = this.xml(vm, &domain)?;
             let actual = match state {
                 State::Off => xml.current,
+                State::Hung if xml.has_balloon => xml.current,
                 _ if arrives => xml.current,
                 _ if !xml.has_balloon => xml.memory,
                 _ => find(&this.stats(vm, &domain)?, sys::VIR_DOMAIN_MEMORY_STAT_ACTUAL_BALLOON).unwrap_or(xml.current),
