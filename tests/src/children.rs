@@ -162,7 +162,7 @@ pub(crate) fn remove_own_folders() {
 
 /// Removes the folders whose owner is such: those for sockets and logs, and those of disks that were never made whole.
 fn remove_folders(of: impl Fn(u32) -> bool) {
-    let in_tmp = |name: &str| Some(name.strip_prefix(PREFIX)?.split_once('-')?.0.parse::<u32>().ok()?);
+    let in_tmp = |name: &str| name.strip_prefix(PREFIX)?.split_once('-')?.0.parse::<u32>().ok();
     let in_guest = |name: &str| name.strip_prefix(DISK_PREFIX)?.parse::<u32>().ok();
     remove_in(Path::new(ROOT), |name| in_tmp(name).is_some_and(&of));
     remove_in(&paths::guest(""), |name| in_guest(name).is_some_and(&of));
