@@ -412,7 +412,7 @@ fn check_daemons(
         // The daemon's own reader knows best what it takes.
         let vm = |guest: &GuestSpec| -> toml::Value {
             let max = format!("{}MiB", guest.memory.as_mib());
-            let keys = [("name", guest.name.clone()), ("qmp", "/qmp".to_owned()), ("max", max)];
+            let keys = [("name", guest.name.clone()), ("qmp", format!("/{}", guest.name)), ("max", max)];
             toml::Table::from_iter(keys.map(|(key, value)| (key.to_owned(), value.into()))).into()
         };
         let vms: Vec<toml::Value> = guests.iter().map(vm).collect();
@@ -561,6 +561,16 @@ times = 2
         assert_eq!((read.len(), read[0].name.as_str(), said.len()), (1, "good", 2));
         assert!(said[0].to_string().contains("wrong.toml:2: "), "{}", said[0]);
         assert!(said[1].to_string().contains("missing.toml"), "{}", said[1]);
+    }
+
+    #[test]
+    fn the_files_that_come_with_the_sources_are_good() {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
+        let files = [shipped.clone(), shipped.join("collect")].map(|folder| std::fs::read_dir(folder).unwrap());
+        let files: Vec<PathBuf> = files.into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
+        let files: Vec<PathBuf> = files.into_iter().filter(|f| f.extension().is_some_and(|e| e == "toml")).collect();
+        let (read, wrong) = Experiment::read_all(&files);
+        assert!(wrong.is_empty() && read.len() > 20, "{wrong:?}");
     }
 
     #[test]
