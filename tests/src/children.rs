@@ -1,5 +1,7 @@
 //! Processes and folders that never outlive the test that made them, however it ends.
 
+use crate::machine::DISK_PREFIX;
+use crate::paths;
 use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeSet;
 use std::fs;
@@ -150,22 +152,25 @@ impl Drop for Folder {
 
 /// Removes the folders of processes that are gone. Called by itself before the first machine of a process.
 pub fn sweep() {
-    for entry in fs::read_dir(ROOT).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.split_once('-'));
-        if let Some((pid, _)) = owner
-            && pid.parse::<u32>().is_ok_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
-        {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
+    remove_folders(|pid| !Path::new("/proc").join(pid.to_string()).exists());
 }
 
 /// Removes the folders of this process, which is about to end.
 pub(crate) fn remove_own_folders() {
-    let own = format!("{PREFIX}{}-", std::process::id());
-    for entry in fs::read_dir(ROOT).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&own) {
+    remove_folders(|pid| pid == std::process::id());
+}
+
+/// Removes the folders whose owner is such: those for sockets and logs, and those of disks that were never made whole.
+fn remove_folders(of: impl Fn(u32) -> bool) {
+    let in_tmp = |name: &str| name.strip_prefix(PREFIX)?.split_once('-')?.0.parse::<u32>().ok();
+    let in_guest = |name: &str| name.strip_prefix(DISK_PREFIX)?.parse::<u32>().ok();
+    remove_in(Path::new(ROOT), |name| in_tmp(name).is_some_and(&of));
+    remove_in(&paths::guest(""), |name| in_guest(name).is_some_and(&of));
+}
+
+fn remove_in(folder: &Path, which: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(&which) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
@@ -204,4 +209,25 @@ pub fn log_tail(path: &Path, lines: usize) -> String {
     let text = String::from_utf8_lossy(&text);
     let all: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
     format!("--- {}\n{}\n---", path.display(), all[all.len().saturating_sub(lines)..].join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_processes_that_are_gone_are_swept() {
+        let mut gone = Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        let made = [gone.id(), std::process::id()].map(|pid| {
+            [paths::guest(&format!("{DISK_PREFIX}{pid}")), Path::new(ROOT).join(format!("{PREFIX}{pid}-swept"))]
+        });
+        for folder in made.as_flattened() {
+            fs::create_dir_all(folder.join("tree")).unwrap();
+        }
+        sweep();
+        assert_eq!(made.map(|of| of.map(|folder| folder.exists())), [[false; 2], [true; 2]]);
+        remove_in(&paths::guest(""), |name| *name == format!("{DISK_PREFIX}{}", std::process::id()));
+        remove_in(Path::new(ROOT), |name| *name == format!("{PREFIX}{}-swept", std::process::id()));
+    }
 }

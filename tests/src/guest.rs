@@ -79,11 +79,19 @@ impl<T: DeserializeOwned> Pending<T> {
     /// # Errors
     /// As [`Pending::wait`], and when QEMU is gone.
     pub fn poll(&self) -> Result<Option<T>> {
-        match self.answer.try_recv() {
+        self.within(Duration::ZERO)
+    }
+
+    /// The answer, if it comes in time.
+    ///
+    /// # Errors
+    /// As [`Pending::wait`], and when QEMU is gone.
+    pub fn within(&self, patience: Duration) -> Result<Option<T>> {
+        match self.answer.recv_timeout(patience) {
             Ok(Ok(value)) => Ok(Some(serde_json::from_value(value).with_context(|| self.what.clone())?)),
             Ok(Err(failure)) => Err(anyhow!(failure).context(format!("guest {}: {}", self.guest.name, self.what))),
-            Err(mpsc::TryRecvError::Empty) => Ok(None),
-            Err(mpsc::TryRecvError::Disconnected) => Err(anyhow!("guest {}: QEMU is gone", self.guest.name)),
+            Err(mpsc::RecvTimeoutError::Timeout) => Ok(None),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(anyhow!("guest {}: QEMU is gone", self.guest.name)),
         }
     }
 

@@ -21,7 +21,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A boot takes 2 to 3 s under emulation on a quiet machine; others may use both cores.
@@ -35,6 +35,8 @@ const BOOTS: u32 = 6;
 const CLOCK_ERROR: f64 = 0.05;
 /// The page cache experiments read 250 MiB of it.
 const NOISE: Bytes = Bytes::mib(300);
+/// The folder in which a process makes that disk; its number follows.
+pub(crate) const DISK_PREFIX: &str = "disk.";
 /// A file of 300 MiB in the guest of a machine with a disk.
 pub const NOISE_FILE: &str = "/disk/noise";
 
@@ -214,11 +216,23 @@ impl MachineBuilder {
 
 /// The base of a shape; others that want the same wait while the first boots it.
 fn base(shape: &Shape) -> Result<Arc<Base>> {
-    type Bases = Mutex<BTreeMap<Shape, Arc<OnceLock<Result<Arc<Base>, String>>>>>;
-    static BASES: Bases = Mutex::new(BTreeMap::new());
-    let slot = Arc::clone(BASES.lock().expect("no holder panics").entry(shape.clone()).or_default());
-    let made = || Base::make(shape).map(Arc::new).map_err(|e| format!("{e:#}"));
-    slot.get_or_init(made).clone().map_err(anyhow::Error::msg)
+    static BASES: Slots<Shape, Base> = Mutex::new(BTreeMap::new());
+    get_or_try(&BASES, shape, || Base::make(shape))
+}
+
+type Slots<K, V> = Mutex<BTreeMap<K, Arc<Mutex<Option<Arc<V>>>>>>;
+
+/// What was made for a key before, otherwise what is made now. A failure is not kept: on a busy machine the next boot may
+/// be in time.
+fn get_or_try<K: Ord + Clone, V>(slots: &Slots<K, V>, key: &K, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
+    let slot = Arc::clone(slots.lock().expect("no holder panics").entry(key.clone()).or_default());
+    // Whoever panicked while making it has left it empty.
+    let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(made) = &*slot {
+        return Ok(Arc::clone(made));
+    }
+    let made = Arc::new(make()?);
+    Ok(Arc::clone(slot.insert(made)))
 }
 
 impl Base {
@@ -469,7 +483,7 @@ fn disk() -> Result<PathBuf> {
         return Ok(path);
     }
     // Under a name of its own until it is whole: another process may be making it too.
-    let folder = paths::guest(&format!("disk.{}", std::process::id()));
+    let folder = paths::guest(&format!("{DISK_PREFIX}{}", std::process::id()));
     let (tree, fresh) = (folder.join("tree"), folder.join("disk"));
     std::fs::create_dir_all(&tree).with_context(|| folder.display().to_string())?;
     // Noise, so that no layer between here and the guest can make it smaller.
@@ -485,4 +499,19 @@ fn disk() -> Result<PathBuf> {
     std::fs::rename(&fresh, &path)?;
     std::fs::remove_dir_all(&folder)?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_once_is_tried_again_and_what_was_made_is_kept() {
+        let slots: Slots<u32, &str> = Mutex::new(BTreeMap::new());
+        let failed = get_or_try(&slots, &1, || bail!("did not boot in 60s")).unwrap_err();
+        assert_eq!(failed.to_string(), "did not boot in 60s");
+        assert_eq!(*get_or_try(&slots, &1, || Ok("first")).unwrap(), "first");
+        assert_eq!(*get_or_try(&slots, &1, || Ok("second")).unwrap(), "first");
+        assert_eq!(*get_or_try(&slots, &2, || Ok("of another shape")).unwrap(), "of another shape");
+    }
 }

@@ -19,6 +19,7 @@ use super::{journal, restrict};
 use crate::wire::{Counters, Job};
 use crate::{Balloon, Guest, HostAgent, Machine, Network};
 use anyhow::{Context, Result, anyhow, bail};
+use ballast_protocol::Bytes;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -32,6 +33,9 @@ use std::time::{Duration, Instant, SystemTime};
 const AGED_FREE_MIB: u64 = 24;
 /// The longest that ageing may take: 512 MiB are touched in 3 s.
 const AGEING: Duration = Duration::from_secs(120);
+
+/// For a phase that runs when the block's time is over: with it the block may be whole after all.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// iperf3's own port.
 const IPERF3: u16 = 5201;
@@ -84,7 +88,14 @@ fn turns(random: &mut ChaCha8Rng, arms: usize) -> Vec<usize> {
     order
 }
 
-/// Runs a block. Whoever keeps it fills in what it was made of ([`Block::fingerprint`]).
+/// How long a phase that would begin `now` may take; `None`: it is not begun any more.
+fn time_for(patience: Duration, deadline: Option<Instant>, now: Instant) -> Option<Duration> {
+    let Some(deadline) = deadline else { return Some(patience) };
+    (now < deadline).then(|| patience.min(deadline - now + GRACE))
+}
+
+/// Runs a block. Whoever keeps it fills in what it was made of ([`Block::fingerprint`]). `None`: it was not through by the
+/// deadline, and is none.
 ///
 /// # Errors
 /// No arm could be run at all, or the client guest is lost; what befalls one arm is in its [`ArmRun::error`].
@@ -93,8 +104,9 @@ pub fn run(
     repetition: u32,
     oracle: bool,
     journals: &Path,
+    deadline: Option<Instant>,
     told: &dyn Progress,
-) -> Result<Block> {
+) -> Result<Option<Block>> {
     let begun = Instant::now();
     let started_unix = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
     let load = std::fs::read_to_string("/proc/loadavg").ok();
@@ -126,9 +138,11 @@ pub fn run(
         return Err(anyhow!("{}: no arm could be started: {why}", experiment.name));
     }
     let first_phase = zero.elapsed().as_secs_f64() + experiment.settle.as_secs_f64();
-    phases(experiment, &mut arms, client.as_ref(), zero, &mut random, told);
+    if !phases(experiment, &mut arms, client.as_ref(), (zero, deadline), &mut random, told) {
+        return Ok(None);
+    }
     let arms = arms.into_iter().map(|live| live.end(experiment, repetition, oracle, first_phase, journals)).collect();
-    Ok(Block {
+    Ok(Some(Block {
         experiment: experiment.name.clone(),
         fingerprint: String::new(),
         repetition,
@@ -138,18 +152,18 @@ pub fn run(
         took_s: begun.elapsed().as_secs_f64(),
         load,
         arms,
-    })
+    }))
 }
 
-/// Settles, then runs all phases, while another thread looks at all guests.
+/// Settles, then runs all phases, while another thread looks at all guests. Returns whether they were through in time.
 fn phases(
     experiment: &Experiment,
     arms: &mut [Live<'_>],
     client: Option<&Machine>,
-    zero: Instant,
+    (zero, deadline): (Instant, Option<Instant>),
     random: &mut ChaCha8Rng,
     told: &dyn Progress,
-) {
+) -> bool {
     struct Turn<'a> {
         arm: &'a str,
         guests: Vec<Guest>,
@@ -157,6 +171,10 @@ fn phases(
         phases: &'a mut Vec<PhaseRun>,
         error: &'a mut Option<String>,
     }
+    if time_for(experiment.patience, deadline, Instant::now() + experiment.settle).is_none() {
+        return false;
+    }
+    let mut in_time = true;
     let stop = AtomicBool::new(false);
     let mut watched: Vec<&mut Watched> = Vec::new();
     let mut turns: Vec<Turn<'_>> = Vec::new();
@@ -178,7 +196,7 @@ fn phases(
         let begun = Instant::now();
         let mut ticked = 0;
         // Once, or again and again until their time is over or there is nobody left to run them.
-        for (index, phase) in experiment.phases.iter().cycle().enumerate() {
+        'all: for (index, phase) in experiment.phases.iter().cycle().enumerate() {
             let over = match experiment.lasting {
                 None => index >= experiment.phases.len(),
                 Some(lasting) => begun.elapsed() >= lasting || turns.iter().all(|t| t.error.is_some()),
@@ -191,10 +209,19 @@ fn phases(
                 let of = experiment.lasting.map_or_else(|| experiment.phases.len().to_string(), |l| format!("{l:?}"));
                 told.doing(&format!("{} of {of}: {}, {}", index + 1, phase.label, turn.arm));
                 if turn.error.is_none() {
+                    let Some(patience) = time_for(experiment.patience, deadline, Instant::now()) else {
+                        in_time = false;
+                        break 'all;
+                    };
                     let guest = &turn.guests[phase.guest];
                     let address = turn.network.as_ref().map(|addresses| addresses[phase.guest].to_string());
                     let over = client.zip(address.as_deref()).map(|(c, address)| (&c.guest, address));
-                    match one(experiment, index, guest, over, zero) {
+                    match one(experiment, index, guest, over, (zero, patience)) {
+                        // With all of its patience it might have been more.
+                        Ok(run) if run.outcome.unfinished && patience < experiment.patience => {
+                            in_time = false;
+                            break 'all;
+                        }
                         Ok(run) => turn.phases.push(run),
                         Err(e) => {
                             *turn.error = Some(format!("{}, phase {} ({}): {e:#}", turn.arm, index + 1, phase.label))
@@ -212,6 +239,7 @@ fn phases(
         }
         stop.store(true, Ordering::Relaxed);
     });
+    in_time
 }
 
 fn one(
@@ -219,12 +247,12 @@ fn one(
     index: usize,
     guest: &Guest,
     client: Option<(&Guest, &str)>,
-    zero: Instant,
+    (zero, patience): (Instant, Duration),
 ) -> Result<PhaseRun> {
     let phase = &experiment.phases[index % experiment.phases.len()];
     let before = guest.counters()?;
     let began = zero.elapsed().as_secs_f64();
-    let outcome = phase.work.run(guest, client, experiment.patience)?;
+    let outcome = phase.work.run(guest, client, patience)?;
     let took_s = zero.elapsed().as_secs_f64() - began;
     let during = watch::between(&before, &guest.counters()?);
     Ok(PhaseRun {
@@ -275,6 +303,10 @@ impl<'a> Live<'a> {
             for (place, spec) in experiment.guests.iter().enumerate() {
                 let guest = live.guest(spec, place, experiment, network);
                 live.guests.push(guest.with_context(|| format!("arm {}, guest {}", arm.name, spec.name))?);
+            }
+            if arm.law == Law::Cgroup {
+                let pids: Vec<u32> = live.guests.iter().map(|g| g.machine.qemu.pid()).collect();
+                live.limits = Some(restrict::Limits::new(&pids)?);
             }
             let addresses = || live.guests.iter().map(|g| g.machine.address()).collect::<Result<_>>();
             live.network = network.map(|_| addresses()).transpose()?;
@@ -349,14 +381,17 @@ impl<'a> Live<'a> {
             };
             guest.machine.qmp.set_balloon(keep)?;
         }
-        if self.arm.law == Law::Cgroup {
-            let limits = self.guests.iter().zip(&experiment.guests);
-            let limits = limits.map(|(g, spec)| (g.machine.qemu.pid(), spec.fixed.unwrap_or(spec.memory.share(3, 5))));
-            self.limits = Some(restrict::Limits::new(&limits.collect::<Vec<_>>())?);
+        if let Some(groups) = &self.limits {
+            let limit = |(guest, spec): (&Watched, &GuestSpec)| -> Result<restrict::Limit> {
+                let size = spec.fixed.unwrap_or(spec.memory.share(3, 5));
+                Ok(restrict::Limit { size, resident: guest.machine.resident()? })
+            };
+            groups.set(&self.guests.iter().zip(&experiment.guests).map(limit).collect::<Result<Vec<_>>>()?)?;
         }
         if self.arm.has_daemon() {
             let machines: Vec<&Machine> = self.guests.iter().map(|g| &g.machine).collect();
-            let mut config = config(self.arm, alone, experiment, HostAgent::config(&machines));
+            let mut config =
+                config(self.arm, alone, &experiment.guests, experiment.budget, HostAgent::config(&machines));
             if self.arm.probes {
                 for machine in &machines {
                     machine.guest.iperf3_server(IPERF3)?;
@@ -450,7 +485,13 @@ fn over(guests: &[GuestRun], budget_mib: f64, from: f64) -> f64 {
 }
 
 /// The daemon's file for an arm.
-fn config(arm: &Arm, alone: bool, experiment: &Experiment, mut config: toml::Table) -> toml::Table {
+pub(super) fn config(
+    arm: &Arm,
+    alone: bool,
+    guests: &[GuestSpec],
+    budget: Option<Bytes>,
+    mut config: toml::Table,
+) -> toml::Table {
     let law = match &arm.law {
         Law::Host(name) => name.as_str(),
         Law::Sweep => "ballast",
@@ -473,12 +514,11 @@ fn config(arm: &Arm, alone: bool, experiment: &Experiment, mut config: toml::Tab
         section.insert(law.into(), arm.settings.clone().into());
     }
     config.insert("law".into(), section.into());
-    if let Some(budget) = experiment.budget {
+    if let Some(budget) = budget {
         let host = toml::Table::from_iter([("budget".to_owned(), format!("{}MiB", budget.as_mib()).into())]);
         config.insert("host".into(), host.into());
     }
-    for (vm, spec) in config.get_mut("vm").and_then(|v| v.as_array_mut()).into_iter().flatten().zip(&experiment.guests)
-    {
+    for (vm, spec) in config.get_mut("vm").and_then(|v| v.as_array_mut()).into_iter().flatten().zip(guests) {
         if let Some(vm) = vm.as_table_mut() {
             vm.insert("min".into(), format!("{}MiB", spec.min.as_mib()).into());
         }
@@ -540,6 +580,18 @@ mod tests {
             round.sort_unstable();
             assert_eq!(round, (0..9).collect::<Vec<_>>(), "everybody has a turn");
         }
+    }
+
+    #[test]
+    fn no_phase_begins_after_the_deadline_and_none_takes_much_longer() {
+        let patience = Duration::from_secs(120);
+        let now = Instant::now();
+        assert_eq!(time_for(patience, None, now), Some(patience));
+        assert_eq!(time_for(patience, Some(now + patience), now), Some(patience));
+        let soon = now + Duration::from_secs(5);
+        assert_eq!(time_for(patience, Some(soon), now), Some(Duration::from_secs(5) + GRACE));
+        assert_eq!(time_for(patience, Some(soon), soon), None);
+        assert_eq!(time_for(patience, Some(now), soon), None);
     }
 
     #[test]

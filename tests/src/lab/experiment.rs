@@ -21,8 +21,10 @@
 //! ```
 //! Everything that can be wrong with a file is found before anything boots, and named with file and line.
 
-use super::arm::Arm;
+use super::arm::{Arm, Law};
+use super::block;
 use super::work::Work;
+use ballast_host::config::Config;
 use ballast_protocol::Bytes;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
@@ -243,6 +245,19 @@ impl Experiment {
         Self::parse(path, text)
     }
 
+    /// Reads several files: those that can be used, and what is wrong with the others.
+    #[must_use]
+    pub fn read_all(paths: &[PathBuf]) -> (Vec<Self>, Vec<ExperimentError>) {
+        let (mut experiments, mut wrong) = (Vec::new(), Vec::new());
+        for path in paths {
+            match Self::read(path) {
+                Ok(experiment) => experiments.push(experiment),
+                Err(e) => wrong.push(e),
+            }
+        }
+        (experiments, wrong)
+    }
+
     fn parse(path: &Path, text: String) -> Result<Self, ExperimentError> {
         let place = Place { path, text: &text };
         let file: File =
@@ -260,6 +275,7 @@ impl Experiment {
         let arms = check_arms(&place, &file)?;
         let budget = place.budget(file.budget.as_ref())?;
         let guests = check_guests(&place, &file, budget)?;
+        check_daemons(&place, &file, &guests, budget)?;
         let phases = check_phases(&place, &file, &guests)?;
         if arms.len() * guests.len() > MOST_GUESTS {
             let problem =
@@ -378,6 +394,37 @@ fn check_guests(place: &Place<'_>, file: &File, budget: Option<Bytes>) -> Result
     Ok(guests)
 }
 
+/// What daemons and their probes need, before any of them is started.
+fn check_daemons(
+    place: &Place<'_>,
+    file: &File,
+    guests: &[GuestSpec],
+    budget: Option<Bytes>,
+) -> Result<(), ExperimentError> {
+    let arms = file.arms.get_ref();
+    let networked = file.client.is_some() || arms.iter().any(|a| a.get_ref().probes && a.get_ref().law == Law::Sweep);
+    for arm in arms.iter().filter(|a| a.get_ref().has_daemon()) {
+        let at = arm.span().start;
+        let arm = arm.get_ref();
+        if arm.probes && !networked {
+            return Err(place.wrong(at, format!("arm `{}`: probes need a network: add a [client] guest", arm.name)));
+        }
+        // The daemon's own reader knows best what it takes.
+        let vm = |guest: &GuestSpec| -> toml::Value {
+            let max = format!("{}MiB", guest.memory.as_mib());
+            let keys = [("name", guest.name.clone()), ("qmp", format!("/{}", guest.name)), ("max", max)];
+            toml::Table::from_iter(keys.map(|(key, value)| (key.to_owned(), value.into()))).into()
+        };
+        let vms: Vec<toml::Value> = guests.iter().map(vm).collect();
+        let config = block::config(arm, false, guests, budget, toml::Table::from_iter([("vm".to_owned(), vms.into())]));
+        let read = |text: String| Config::parse(place.path, &text).map_err(|e| e.problem);
+        if let Err(problem) = toml::to_string(&config).map_err(|e| e.to_string()).and_then(read) {
+            return Err(place.wrong(at, format!("arm `{}`: ballast-host does not take it: {problem}", arm.name)));
+        }
+    }
+    Ok(())
+}
+
 fn check_phases(place: &Place<'_>, file: &File, guests: &[GuestSpec]) -> Result<Vec<Phase>, ExperimentError> {
     let mut phases = Vec::new();
     for raw in &file.phase {
@@ -390,6 +437,9 @@ fn check_phases(place: &Place<'_>, file: &File, guests: &[GuestSpec]) -> Result<
             })?,
         };
         let work = raw.work.get_ref();
+        if let Err(problem) = work.check(guests[guest].memory) {
+            return Err(place.wrong(raw.work.span().start, format!("{}: {problem}", work.name())));
+        }
         let phase = Phase {
             label: raw.label.clone().unwrap_or_else(|| work.name().to_owned()),
             guest,
@@ -408,7 +458,6 @@ fn check_phases(place: &Place<'_>, file: &File, guests: &[GuestSpec]) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use super::super::arm::Law;
     use super::*;
 
     const GOOD: &str = r#"title = "t"
@@ -454,6 +503,21 @@ times = 2
             ("\"mom\"", "{ name = \"m\", law = \"mom\", absorber = true }", 2, "absorb"),
             ("\"mom\"", "{ name = \"s\", law = \"static\", settings = { a = 1 } }", 2, "no settings"),
             ("\"mom\"", "7", 2, "an arm is a name"),
+            ("\"mom\"", "{ name = \"m\", law = \"mom\", settings = { bogus = 1 } }", 2, "bogus"),
+            ("headroom = \"32MiB\"", "headroom = \"some\"", 2, "some"),
+            ("headroom = \"32MiB\"", "headrom = \"32MiB\"", 2, "headrom"),
+            ("\"mom\"", "{ name = \"mom\", probes = true }", 2, "[client]"),
+            ("do = \"rest\", secs = 1", "do = \"nginx\", secs = 1, files = 0", 8, "1 to 2048"),
+            ("do = \"rest\", secs = 1", "do = \"nginx\", secs = 1, files = 2049", 8, "1 to 2048"),
+            ("do = \"rest\", secs = 1", "do = \"redis-fill\", mib = 1, bytes = 0", 8, "a value of 0 bytes"),
+            (
+                "do = \"rest\", secs = 1",
+                "do = \"redis-load\", requests = 1, keyspace = 1, bytes = 1048577",
+                8,
+                "1 to 1048576",
+            ),
+            ("do = \"rest\", secs = 1", "do = \"jvm\", live_mib = 9, heap_mib = 512, secs = 1", 8, "512 MiB"),
+            ("do = \"rest\", secs = 1", "do = \"jvm\", live_mib = 100, heap_mib = 130, secs = 1", 8, "a third"),
             ("\"448MiB\"", "\"64MiB\"", 3, "minimums alone are"),
             ("\"448MiB\"", "\"many\"", 3, "budget"),
             ("memory = \"512MiB\"", "memory = \"512\"", 6, "512"),
@@ -481,6 +545,32 @@ times = 2
             assert!(said.starts_with(&format!("x.toml:{line}: ")), "{by}: {said}");
             assert!(said.contains(word), "{by}: {said}");
         }
+    }
+
+    #[test]
+    fn a_wrong_file_does_not_keep_the_others_from_being_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let (good, wrong) = (file("good.toml", GOOD), file("wrong.toml", &GOOD.replace("\"mom\"", "\"moom\"")));
+        let missing = folder.path().join("missing.toml");
+        let (read, said) = Experiment::read_all(&[wrong, good, missing]);
+        assert_eq!((read.len(), read[0].name.as_str(), said.len()), (1, "good", 2));
+        assert!(said[0].to_string().contains("wrong.toml:2: "), "{}", said[0]);
+        assert!(said[1].to_string().contains("missing.toml"), "{}", said[1]);
+    }
+
+    #[test]
+    fn the_files_that_come_with_the_sources_are_good() {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
+        let files = [shipped.clone(), shipped.join("collect")].map(|folder| std::fs::read_dir(folder).unwrap());
+        let files: Vec<PathBuf> = files.into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
+        let files: Vec<PathBuf> = files.into_iter().filter(|f| f.extension().is_some_and(|e| e == "toml")).collect();
+        let (read, wrong) = Experiment::read_all(&files);
+        assert!(wrong.is_empty() && read.len() > 20, "{wrong:?}");
     }
 
     #[test]

@@ -3,6 +3,10 @@
 //! By `cgroups-rs`, on v2 or v1 as the host has it. Guarded, because on a hybrid host the crate picks v1 whatever is
 //! asked, and without a cgroup mount it panics (FACTS, section 4): the mounts are looked at first, and what was set is
 //! read back. A limit without swap is no law: at the limit the host kills QEMU. So it needs swap on the host and says so.
+//!
+//! A page is charged to the group of whoever touches it first, and stays there. What a clone is made of was written by the
+//! lab. So QEMU is in its group before its guest is aged, which touches nearly all the rest; and no limit is set before
+//! the group is seen to hold most of the guest.
 
 use anyhow::{Context, Result, bail};
 use ballast_protocol::Bytes;
@@ -24,22 +28,30 @@ impl std::fmt::Debug for Limits {
     }
 }
 
+/// One limit.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// What the process may have.
+    pub size: Bytes,
+    /// What the host holds of its guest now.
+    pub resident: Bytes,
+}
+
 impl Limits {
-    /// Limits each process to so much.
+    /// A group for each process, without a limit yet.
     ///
     /// # Errors
     /// The host has no memory controller or no swap, or refuses.
-    pub fn new(processes: &[(u32, Bytes)]) -> Result<Self> {
+    pub fn new(pids: &[u32]) -> Result<Self> {
         possible()?;
-        Self::set(processes)
+        Self::join(pids)
     }
 
-    fn set(processes: &[(u32, Bytes)]) -> Result<Self> {
+    fn join(pids: &[u32]) -> Result<Self> {
         remove_left(false);
         let mut limits = Self(Vec::new());
-        for (pid, size) in processes {
+        for pid in pids {
             let name = format!("{PREFIX}{}-{pid}", std::process::id());
-            let limit = i64::try_from(size.0).context("a limit fits")?;
             // Only memory: on v1 a fresh cpuset takes no task before it is given CPUs.
             let only = Some(vec!["memory".to_owned()]);
             let group = Cgroup::new_with_specified_controllers(hierarchies::auto(), &name, only);
@@ -47,16 +59,34 @@ impl Limits {
             let pid = CgroupPid::from(u64::from(*pid));
             limits.0.push((group, pid));
             let group = &limits.0.last().expect("it has just been pushed").0;
-            let memory: &MemController = group.controller_of().context("the cgroup has no memory controller")?;
-            memory.set_limit(limit).with_context(|| format!("cgroup {name}: limit {size}"))?;
             group.add_task_by_tgid(pid).with_context(|| format!("cgroup {name}"))?;
+        }
+        Ok(limits)
+    }
+
+    /// Limits each process, in the order in which they joined.
+    ///
+    /// # Errors
+    /// Most of a guest is charged to somebody else, so that a limit would not be one; or the host refuses.
+    pub fn set(&self, limits: &[Limit]) -> Result<()> {
+        for ((group, pid), Limit { size, resident }) in self.0.iter().zip(limits) {
+            let name = format!("{PREFIX}{}-{}", std::process::id(), pid.pid);
+            let limit = i64::try_from(size.0).context("a limit fits")?;
+            let memory: &MemController = group.controller_of().context("the cgroup has no memory controller")?;
+            let charged = Bytes(memory.memory_stat().usage_in_bytes);
+            if charged.0 < resident.0 / 2 {
+                bail!(
+                    "cgroup {name}: {charged} are charged to it of {resident} that its guest holds: a limit would not be one"
+                );
+            }
+            memory.set_limit(limit).with_context(|| format!("cgroup {name}: limit {size}"))?;
             let set = memory.memory_stat().limit_in_bytes;
             // Kernels round to pages.
             if set.abs_diff(limit) > 4096 {
                 bail!("cgroup {name}: asked for a limit of {limit} bytes, got {set}");
             }
         }
-        Ok(limits)
+        Ok(())
     }
 }
 
@@ -106,7 +136,10 @@ fn possible() -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Child, Command};
+    use crate::memory::Memory;
+    use std::io::Write;
+    use std::process::{Child, Command, Stdio};
+    use std::time::Instant;
 
     struct Sleeper(Child);
 
@@ -123,21 +156,66 @@ mod tests {
         text.lines().find(|l| l.contains(PREFIX)).map(|l| l.rsplit(':').next().unwrap().to_owned())
     }
 
-    #[test]
-    fn a_limit_is_set_on_this_host_and_goes_with_its_owner() {
-        if let Err(why) = possible().map(drop)
+    /// A group for a process; `None`, and said so that nobody takes this for a test, where there can be none: in containers
+    /// without the memory controller, and for others than root.
+    fn join(pid: u32) -> Option<Limits> {
+        if let Err(why) = possible()
             && !why.to_string().contains("swap")
         {
-            // Containers without the memory controller: said, so that nobody takes this for a test.
             println!("SKIPPED: {why}");
-            return;
+            return None;
         }
-        let sleeper = Sleeper(Command::new("sleep").arg("60").spawn().unwrap());
-        let limits = match Limits::set(&[(sleeper.0.id(), Bytes::mib(64))]) {
-            Ok(limits) => limits,
-            Err(why) if !rustix::process::getuid().is_root() => return println!("SKIPPED: {why:#}"),
+        match Limits::join(&[pid]) {
+            Ok(limits) => Some(limits),
+            Err(why) if !rustix::process::getuid().is_root() => {
+                println!("SKIPPED: {why:#}");
+                None
+            }
             Err(why) => panic!("{why:#}"),
-        };
+        }
+    }
+
+    /// A process that writes into shared memory of ours when it is told to, as QEMU does.
+    fn writer(memory: &Memory) -> Sleeper {
+        let script = format!("read go; head -c {} /dev/zero 1<>{}; read end", SHARED.0, memory.path());
+        Sleeper(Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).spawn().unwrap())
+    }
+
+    fn write_all(writer: &mut Sleeper, memory: &Memory) {
+        writeln!(writer.0.stdin.as_mut().unwrap(), "go").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while memory.resident().unwrap() < SHARED {
+            assert!(Instant::now() < deadline, "{} are there", memory.resident().unwrap());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    const SHARED: Bytes = Bytes::mib(64);
+
+    #[test]
+    fn what_was_touched_before_the_group_is_not_limited_and_that_is_said() {
+        let memory = Memory::new("shared", SHARED).unwrap();
+        let mut early = writer(&memory);
+        write_all(&mut early, &memory);
+        let Some(limits) = join(early.0.id()) else { return };
+        let limit = Limit { size: Bytes::mib(48), resident: memory.resident().unwrap() };
+        let why = limits.set(&[limit]).expect_err("its memory is charged to this test").to_string();
+        assert!(why.contains("charged to it of 64 MiB"), "{why}");
+        drop((limits, early, memory));
+
+        let memory = Memory::new("shared", SHARED).unwrap();
+        let mut late = writer(&memory);
+        let Some(limits) = join(late.0.id()) else { return };
+        write_all(&mut late, &memory);
+        // Above what it has: below it the host would have to swap.
+        limits.set(&[Limit { size: Bytes::mib(96), resident: memory.resident().unwrap() }]).unwrap();
+    }
+
+    #[test]
+    fn a_limit_is_set_on_this_host_and_goes_with_its_owner() {
+        let sleeper = Sleeper(Command::new("sleep").arg("60").spawn().unwrap());
+        let Some(limits) = join(sleeper.0.id()) else { return };
+        limits.set(&[Limit { size: Bytes::mib(64), resident: Bytes::ZERO }]).unwrap();
         let group = group_of(sleeper.0.id()).expect("it is in a group of ours");
         let name = group.rsplit('/').next().unwrap().to_owned();
         drop(limits);

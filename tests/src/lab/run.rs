@@ -28,7 +28,7 @@ pub struct Order {
     pub folder: PathBuf,
     /// In words: a suite's name, or files.
     pub asked: String,
-    /// No block begins that would probably end later than this after the start.
+    /// No block begins that would probably end later than this after the start, and none that does is kept.
     pub within: Option<Duration>,
     /// Start anew, whatever is there.
     pub fresh: bool,
@@ -108,18 +108,21 @@ impl Order {
         // What it costs is worth it where arms are compared.
         let compares = self.experiments.iter().any(|e| e.arms.len() > 1);
         let warm = compares.then(Warm::where_needed).flatten();
-        self.fits()?;
+        let (fitting, too_large) = fitting(&self.experiments, available_mib(), self.parallel.max(1) as u64);
+        if fitting.is_empty() && !too_large.is_empty() {
+            bail!("{}", too_large.join("\n"));
+        }
         let made = made();
         let superseded = self.prepare(warm.is_some(), &made)?;
         let journals = self.folder.join("journals");
-        let jobs = self.jobs();
+        let jobs = jobs(&fitting);
         let total = jobs.iter().map(|job| job.steps()).sum();
         let bar = ProgressBar::new(total);
         bar.set_style(ProgressStyle::with_template(
             "{bar:24} {percent:>3} %  {elapsed} gone, about {eta} left  {msg}",
         )?);
         bar.enable_steady_tick(Duration::from_millis(500));
-        let done = Mutex::new(Done { superseded, ..Done::default() });
+        let done = Mutex::new(Done { superseded, broken: too_large, ..Done::default() });
         let left = Mutex::new(jobs.into_iter());
         let shared = Shared { made: &made, journals: &journals, bar: &bar, begun, done: &done };
         let worker = || -> Result<()> {
@@ -142,28 +145,6 @@ impl Order {
         })?;
         bar.finish_and_clear();
         done.into_inner().ok().context("a block panicked")
-    }
-
-    /// All guests of a block live at once and are aged: they must fit.
-    fn fits(&self) -> Result<()> {
-        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let Some(free) = meminfo_kib(&meminfo, "MemAvailable").map(|kib| kib / 1024) else { return Ok(()) };
-        let needs = |e: &Experiment| {
-            let guests: u64 = e.guests.iter().map(|g| g.memory.as_mib()).sum();
-            guests * e.arms.len() as u64 + e.client.as_ref().map_or(0, |c| c.memory.as_mib())
-        };
-        for experiment in &self.experiments {
-            let needs = needs(experiment) * self.parallel.max(1) as u64;
-            if needs > free {
-                bail!(
-                    "{}: its {} arms need {needs} MiB at once, and this machine has {free} MiB available: give it fewer arms \
-                     (--arms) or smaller guests",
-                    experiment.name,
-                    experiment.arms.len()
-                );
-            }
-        }
-        Ok(())
     }
 
     /// Returns how many blocks were there that are of something else.
@@ -220,19 +201,6 @@ impl Order {
             }
         }
         Ok(moved)
-    }
-
-    fn jobs(&self) -> Vec<Job<'_>> {
-        let most = self.experiments.iter().map(|e| e.repetitions).max().unwrap_or(0);
-        let mut jobs = Vec::new();
-        for repetition in 1..=most {
-            let due = self.experiments.iter().filter(|e| repetition <= e.repetitions);
-            jobs.extend(due.map(|e| Job::Block(e, repetition)));
-            if repetition == 1 {
-                jobs.extend(self.experiments.iter().filter(|e| e.oracle).map(Job::Oracle));
-            }
-        }
-        jobs
     }
 
     fn path(&self, experiment: &Experiment, repetition: u32, oracle: bool) -> PathBuf {
@@ -296,8 +264,13 @@ impl Order {
             return Ok(None);
         }
         let shown = Shown { bar, head: head.clone() };
-        match block::run(experiment, repetition, oracle, journals, &shown) {
-            Ok(block) => {
+        let deadline = self.within.and_then(|within| begun.checked_add(within));
+        match block::run(experiment, repetition, oracle, journals, deadline, &shown) {
+            Ok(None) => {
+                done().left_out.push(format!("{head} (begun, and not through in time)"));
+                Ok(None)
+            }
+            Ok(Some(block)) => {
                 let block = Block { fingerprint: print.to_owned(), ..block };
                 results::write_json(&path, &block)?;
                 let mut done = done();
@@ -332,6 +305,49 @@ impl Job<'_> {
     }
 }
 
+/// The experiments whose guests fit into so much memory, and what is wrong with the others: all guests of a block live at
+/// once and are aged.
+fn fitting(experiments: &[Experiment], free: Option<u64>, parallel: u64) -> (Vec<&Experiment>, Vec<String>) {
+    let (mut fitting, mut too_large) = (Vec::new(), Vec::new());
+    for experiment in experiments {
+        let (min, max) = experiment.oracle_range();
+        // The first round of its search has the most sizes, beside `static`.
+        let search = if experiment.oracle { 1 + summary::next_oracle_sizes(&[], min, max).len() } else { 0 };
+        let arms = experiment.arms.len().max(search);
+        let each: u64 = experiment.guests.iter().map(|g| g.memory.as_mib()).sum();
+        let client = experiment.client.as_ref().map_or(0, |c| c.memory.as_mib());
+        let needs = (each * arms as u64 + client) * parallel;
+        let Some(free) = free.filter(|&free| needs > free) else {
+            fitting.push(experiment);
+            continue;
+        };
+        let (whose, mend) = if search > experiment.arms.len() {
+            ("arms of its search for the oracle", "leave that out (--no-oracle)")
+        } else {
+            ("arms", "give it fewer arms (--arms)")
+        };
+        too_large.push(format!(
+            "{}: {arms} {whose} need {needs} MiB at once, and this machine has {free} MiB available: {mend} or smaller \
+             guests",
+            experiment.name,
+        ));
+    }
+    (fitting, too_large)
+}
+
+fn jobs<'a>(experiments: &[&'a Experiment]) -> Vec<Job<'a>> {
+    let most = experiments.iter().map(|e| e.repetitions).max().unwrap_or(0);
+    let mut jobs = Vec::new();
+    for repetition in 1..=most {
+        let due = experiments.iter().copied().filter(|e| repetition <= e.repetitions);
+        jobs.extend(due.map(|e| Job::Block(e, repetition)));
+        if repetition == 1 {
+            jobs.extend(experiments.iter().copied().filter(|e| e.oracle).map(Job::Oracle));
+        }
+    }
+    jobs
+}
+
 /// The arms that broke, and why.
 fn broken(block: &Block, head: &str) -> impl Iterator<Item = String> {
     block.arms.iter().filter_map(move |arm| Some(format!("{head}, arm {}: {}", arm.arm, arm.error.as_ref()?)))
@@ -349,6 +365,12 @@ fn made() -> String {
 fn meminfo_kib(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse().ok()
+}
+
+/// What this machine has for guests, where it says so.
+fn available_mib() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    meminfo_kib(&meminfo, "MemAvailable").map(|kib| kib / 1024)
 }
 
 /// This machine, for the report.
@@ -397,4 +419,35 @@ fn said(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
     let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
     text.lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_experiment_that_is_too_large_does_not_keep_the_others_from_being_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, arms: &str, oracle: bool| {
+            let path = folder.path().join(name);
+            let text = format!(
+                "title = 't'\noracle = {oracle}\narms = [{arms}]\n[[guest]]\nname = 'a'\nmemory = '512MiB'\n\
+                 [[phase]]\nwork = {{ do = 'rest', secs = 1 }}\n"
+            );
+            fs::write(&path, text).unwrap();
+            Experiment::read(&path).unwrap()
+        };
+        let three = "'static', 'mom', 'drs'";
+        let all = [file("small.toml", three, false), file("searched.toml", three, true)];
+        // Three arms have 1536 MiB, six sizes and `static` 3584.
+        let (fits, too_large) = fitting(&all, Some(2_000), 1);
+        assert_eq!((fits.len(), fits[0].name.as_str()), (1, "small"));
+        assert!(too_large[0].starts_with("searched: 7 arms of its search") && too_large[0].contains("--no-oracle"));
+        assert!(jobs(&fits).iter().all(|job| matches!(job, Job::Block(e, 1) if e.name == "small")));
+        let (fits, too_large) = fitting(&all, Some(1_500), 1);
+        assert!(fits.is_empty() && too_large[0].contains("3 arms need 1536 MiB"), "{too_large:?}");
+        assert_eq!(fitting(&all, Some(3_584), 1).0.len(), 2);
+        assert_eq!(fitting(&all, Some(3_584), 2).0.len(), 1);
+        assert_eq!(fitting(&all, None, 9).0.len(), 2);
+    }
 }

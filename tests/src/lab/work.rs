@@ -14,6 +14,7 @@ mod web;
 use crate::Guest;
 use crate::wire::{Job, Times, bucket};
 use anyhow::{Context, Result};
+use ballast_protocol::Bytes;
 pub use programs::{Stressor, SysbenchTest};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -224,6 +225,9 @@ pub struct Outcome {
     pub killed: u64,
     /// What else there is to say; empty when all went well.
     pub detail: String,
+    /// It did not come to its end in time: throughput is what it reached, latency only of what was done.
+    #[serde(default)]
+    pub unfinished: bool,
 }
 
 /// How long single operations took.
@@ -308,6 +312,28 @@ impl Work {
             Work::StressNg { .. } => "stress-ng",
             Work::Jvm { .. } => "jvm",
             Work::Age { .. } => "age",
+        }
+    }
+
+    /// What cannot be, in a guest of so much memory.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn check(&self, memory: Bytes) -> Result<(), String> {
+        match *self {
+            Work::RedisFill { bytes, .. } | Work::RedisLoad { bytes, .. } if bytes == 0 || bytes > redis::MAX_BYTES => {
+                Err(format!("a value of {bytes} bytes: 1 to {} are possible", redis::MAX_BYTES))
+            }
+            Work::Nginx { files, .. } if files == 0 || files > web::FILES => {
+                Err(format!("{files} files: 1 to {} are possible", web::FILES))
+            }
+            Work::Jvm { heap_mib, .. } if heap_mib >= memory.as_mib() => {
+                Err(format!("a heap of {heap_mib} MiB has no room in a guest of {memory}"))
+            }
+            Work::Jvm { live_mib, heap_mib, .. } if heap_mib < live_mib + live_mib.div_ceil(3) => {
+                Err(format!("a heap of {heap_mib} MiB is not above a cache of {live_mib} MiB by a third"))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -251,6 +251,14 @@ pub struct Executed {
     pub output: String,
 }
 
+impl Executed {
+    /// Whether it came to a good end in its time.
+    #[must_use]
+    pub fn whole(&self) -> bool {
+        self.status == Some(0) && !self.overdue
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -151,6 +151,7 @@ fn arm_run(experiment: &str, arm: &str, turn: usize, random: &mut ChaCha8Rng) ->
                 failed_allocations: 0,
                 killed: u64::from(killed),
                 detail: String::new(),
+                unfinished: false,
             },
             during: Totals { oom_kills: u64::from(killed), stall_some_ms: 40.0 * law.p99, ..Totals::default() },
         });

@@ -28,7 +28,7 @@ pub struct CollectCommand {
     /// So many guests at once. More than there are CPUs wait for each other, which looks like a lack of memory.
     #[arg(long, default_value_t = 2)]
     parallel: usize,
-    /// Begin no block that would probably end later than this after the start, for example 20m.
+    /// Begin no block that would probably end later than this after the start, for example 20m, and end one that does.
     #[arg(long, value_parser = humantime::parse_duration)]
     within: Option<Duration>,
     /// Run everything again, whatever is there.

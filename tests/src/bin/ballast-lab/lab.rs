@@ -29,7 +29,7 @@ pub struct RunCommand {
     /// Where results go; `lab` in the target folder unless said.
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Begin no block that would probably end later than this after the start, for example 45m.
+    /// Begin no block that would probably end later than this after the start, for example 45m, and end one that does.
     #[arg(long, value_parser = humantime::parse_duration)]
     within: Option<Duration>,
     /// Run everything again, whatever is there.
@@ -92,9 +92,15 @@ impl RunCommand {
             Some(suite) => suite_files(suite)?,
             None => self.files.clone(),
         };
+        let (read, wrong) = Experiment::read_all(&files);
+        let wrong: Vec<String> = wrong.into_iter().map(|e| format!("{:#}", anyhow::Error::new(e))).collect();
+        if read.is_empty() {
+            bail!("{}", wrong.join("\n"));
+        }
+        // At once, and again at the end: a run takes long.
+        wrong.iter().for_each(|told| eprintln!("left out: {told}"));
         let mut experiments = Vec::new();
-        for file in &files {
-            let mut experiment = Experiment::read(file)?;
+        for mut experiment in read {
             experiment.repetitions = self.repetitions.unwrap_or(experiment.repetitions).max(1);
             experiment.oracle &= !self.no_oracle;
             if !self.arms.is_empty() && !experiment.keep_arms(&self.arms) {
@@ -129,7 +135,10 @@ impl RunCommand {
         for told in &done.broken {
             println!("BROKEN {told}");
         }
-        Ok(if done.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        for told in &wrong {
+            println!("WRONG {told}");
+        }
+        Ok(if done.broken.is_empty() && wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     /// The command line that asks for the same again, without `--out`, `--within` and `--fresh`.

@@ -27,6 +27,7 @@ fn read(said: &Executed) -> Option<Outcome> {
         unit: "transactions/s".into(),
         latency: parse::latency(text),
         detail: if failed > 0.0 { format!("{failed} transactions failed") } else { String::new() },
+        unfinished: failed > 0.0,
         ..Outcome::default()
     })
 }
@@ -44,8 +45,11 @@ mod tests {
         let latency = outcome.latency.unwrap();
         assert_eq!((latency.count, latency.p50_ms, latency.p99_ms), (290, 29.845, 247.782));
 
+        assert!(!outcome.unfinished);
+
         let lost = "pgbench: error: client 0 aborted\ntimes 4 10 20 20 20\nbucket 10 4\n";
         let lost = Executed { output: lost.into(), took_us: 2_000_000, status: Some(2), ..said };
-        assert_eq!(read(&lost).unwrap().throughput, 2.0);
+        let outcome = super::super::server::complete(&lost, false, read).unwrap();
+        assert_eq!((outcome.throughput, outcome.unfinished), (2.0, true));
     }
 }

@@ -54,6 +54,7 @@ fn read_compile(said: &Executed) -> Option<Outcome> {
         // What gcc says of the compiler proper that it started.
         killed: said.output.matches("Killed signal terminated program").count() as u64,
         detail: if failed > 0 { format!("{failed} files failed") } else { String::new() },
+        unfinished: failed > 0,
     })
 }
 
@@ -77,6 +78,7 @@ fn read_jvm(said: &Executed) -> Option<Outcome> {
         latency: parse::latency(&said.output),
         failed_allocations: refused.into(),
         detail: if refused { "OutOfMemoryError".into() } else { String::new() },
+        unfinished: refused,
         ..Outcome::default()
     })
 }
@@ -145,7 +147,7 @@ fn read_stress_ng(said: &Executed, name: &str) -> Option<Outcome> {
     };
     let throughput = said.output.lines().filter(|l| l.contains("metrc")).find_map(row)?;
     let killed = said.output.lines().filter(|l| l.contains("killed by") && l.contains("SIGKILL")).count() as u64;
-    Some(Outcome { throughput, unit: "operations/s".into(), killed, ..Outcome::default() })
+    Some(Outcome { throughput, unit: "operations/s".into(), killed, unfinished: killed > 0, ..Outcome::default() })
 }
 
 #[cfg(test)]
@@ -164,13 +166,13 @@ mod tests {
                     times 2 1000 2000 2000 2000\nbucket 1000 1\nbucket 2154 1\n";
         let outcome = read_compile(&said(text)).unwrap();
         assert_eq!((outcome.throughput, outcome.killed, outcome.failed_allocations), (0.5, 1, 1));
-        assert_eq!(outcome.detail, "2 files failed");
+        assert_eq!((outcome.detail.as_str(), outcome.unfinished), ("2 files failed", true));
     }
 
     #[test]
     fn a_java_program_out_of_memory() {
         let outcome = read_jvm(&said("heap refused 10 2000000\ntimes 2 10 20 20 20\nbucket 22 2\n")).unwrap();
-        assert_eq!((outcome.throughput, outcome.failed_allocations), (5.0, 1));
+        assert_eq!((outcome.throughput, outcome.failed_allocations, outcome.unfinished), (5.0, 1, true));
         assert_eq!(read_jvm(&said("Error occurred during initialization of VM")), None);
     }
 
@@ -186,7 +188,9 @@ mod tests {
     #[test]
     fn what_stress_ng_prints() {
         let outcome = read_stress_ng(&said(include_str!("captured/stress-ng")), "vm").unwrap();
-        assert_eq!((outcome.throughput, outcome.killed), (6_160.56, 0));
+        assert_eq!((outcome.throughput, outcome.killed, outcome.unfinished), (6_160.56, 0, false));
+        let one_died = include_str!("captured/stress-ng").to_owned() + "stress-ng: info: [9] vm: 1 killed by SIGKILL\n";
+        assert!(read_stress_ng(&said(&one_died), "vm").unwrap().unfinished);
         assert_eq!(read_stress_ng(&said(include_str!("captured/stress-ng")), "mmap"), None);
     }
 }

@@ -132,7 +132,7 @@ impl<'a> Loader<'a> {
     ) -> Result<Outcome> {
         if !kind.start(self.server)? {
             let detail = format!("{} dies as soon as it starts", kind.name);
-            return Ok(Outcome { killed: 1, detail, ..Outcome::default() });
+            return Ok(Outcome { killed: 1, detail, unfinished: true, ..Outcome::default() });
         }
         let before = kind.troubles(self.server)?;
         let secs = u32::try_from(self.patience.as_secs()).unwrap_or(u32::MAX);
@@ -163,6 +163,7 @@ impl<'a> Loader<'a> {
         outcome.killed += after.0.saturating_sub(before.0) + u64::from(died);
         outcome.failed_allocations += after.1.saturating_sub(before.1);
         if died {
+            outcome.unfinished = true;
             outcome.detail = format!("{} was killed; {}", kind.name, outcome.detail);
         }
         Ok(outcome)
@@ -175,7 +176,7 @@ pub(super) fn complete(
     expected: bool,
     read: impl FnOnce(&Executed) -> Option<Outcome>,
 ) -> Result<Outcome> {
-    let whole = said.status == Some(0) && !said.overdue;
+    let whole = said.whole();
     let tail = || {
         let lines: Vec<&str> = said.output.split(['\n', '\r']).filter(|l| !l.trim().is_empty()).collect();
         lines[lines.len().saturating_sub(3)..].join(" | ").chars().take(DETAIL).collect::<String>()
@@ -186,6 +187,7 @@ pub(super) fn complete(
         None => Outcome::default(),
     };
     if !whole {
+        outcome.unfinished = true;
         // 137: a shell saw its command killed.
         let killed = (said.signal.is_some() || said.status == Some(137)) && !said.overdue && !expected;
         outcome.killed += u64::from(killed);

@@ -3,15 +3,12 @@
 use super::server::{Loader, NGINX};
 use super::{Outcome, parse};
 use crate::wire::Executed;
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 /// Of 64 KiB each, in the workload image.
 pub(super) const FILES: u32 = 2048;
 
 pub(super) fn run(loader: &Loader, secs: u32, files: u32, clients: u32) -> Result<Outcome> {
-    if files == 0 || files > FILES {
-        bail!("{files} files: 1 to {FILES} are possible");
-    }
     let command = format!(
         "exec wrk -t1 -c{clients} -d{secs} --timeout 30 -s /usr/local/lib/ballast/wrk.lua http://{}:8080 -- {files}",
         loader.address
@@ -30,6 +27,7 @@ fn read(said: &Executed) -> Option<Outcome> {
         unit: "requests/s".into(),
         latency: parse::latency(&said.output),
         detail: if errors > 0 { format!("{errors} requests failed") } else { String::new() },
+        unfinished: errors > 0,
         ..Outcome::default()
     })
 }
@@ -47,6 +45,10 @@ mod tests {
         let latency = outcome.latency.unwrap();
         assert_eq!((latency.p50_ms, latency.p99_ms, latency.p999_ms, latency.max_ms), (15.553, 41.474, 45.603, 49.634));
         assert_eq!(latency.histogram.iter().map(|b| b.1).sum::<u64>(), latency.count);
+        assert!(!outcome.unfinished);
+        let failed = Executed { output: said.output.replace("errors 0", "errors 3"), ..said.clone() };
+        let failed = read(&failed).unwrap();
+        assert!(failed.unfinished && failed.detail == "3 requests failed", "{failed:?}");
         assert_eq!(read(&Executed { output: "unable to connect to 127.0.0.1:8080".into(), ..said }), None);
     }
 }
