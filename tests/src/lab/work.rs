@@ -224,6 +224,9 @@ pub struct Outcome {
     pub killed: u64,
     /// What else there is to say; empty when all went well.
     pub detail: String,
+    /// It did not come to its end in time: throughput is what it reached, latency only of what was done.
+    #[serde(default)]
+    pub unfinished: bool,
 }
 
 /// How long single operations took.

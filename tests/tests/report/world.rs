@@ -151,6 +151,7 @@ fn arm_run(experiment: &str, arm: &str, turn: usize, random: &mut ChaCha8Rng) ->
                 failed_allocations: 0,
                 killed: u64::from(killed),
                 detail: String::new(),
+                unfinished: false,
             },
             during: Totals { oom_kills: u64::from(killed), stall_some_ms: 40.0 * law.p99, ..Totals::default() },
         });
@@ -252,7 +253,15 @@ pub fn run() -> Run {
         },
         image: "6.1.0".to_owned(),
         experiments: EXPERIMENTS.iter().map(|e| text(e)).collect(),
+        left_out: Vec::new(),
     }
+}
+
+/// The run that had these blocks and no others.
+pub fn run_of(blocks: &[Block]) -> Run {
+    let mut run = run();
+    run.experiments.retain(|name, _| blocks.iter().any(|b| b.experiment == *name));
+    run
 }
 
 /// All blocks of the world: repetitions of every experiment, an arm that died, a search for oracles.

@@ -54,6 +54,7 @@ fn read_compile(said: &Executed) -> Option<Outcome> {
         // What gcc says of the compiler proper that it started.
         killed: said.output.matches("Killed signal terminated program").count() as u64,
         detail: if failed > 0 { format!("{failed} files failed") } else { String::new() },
+        unfinished: false,
     })
 }
 

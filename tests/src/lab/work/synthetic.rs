@@ -16,5 +16,6 @@ pub(super) fn run(guest: &Guest, job: Job, patience: Duration) -> Result<Outcome
         failed_allocations: worked.refused,
         killed: worked.killed,
         detail: worked.why,
+        unfinished: false,
     })
 }
