@@ -60,6 +60,8 @@ struct Live<'a> {
     phases: Vec<PhaseRun>,
     error: Option<String>,
     before: Vec<Counters>,
+    /// When its law began.
+    since: Option<Instant>,
 }
 
 struct Daemon {
@@ -298,6 +300,7 @@ impl<'a> Live<'a> {
             phases: Vec::new(),
             error: None,
             before: Vec::new(),
+            since: None,
         };
         live.attempt(|live| {
             for (place, spec) in experiment.guests.iter().enumerate() {
@@ -388,6 +391,7 @@ impl<'a> Live<'a> {
             };
             groups.set(&self.guests.iter().zip(&experiment.guests).map(limit).collect::<Result<Vec<_>>>()?)?;
         }
+        self.since = Some(Instant::now());
         if self.arm.has_daemon() {
             let machines: Vec<&Machine> = self.guests.iter().map(|g| &g.machine).collect();
             let mut config =
@@ -426,7 +430,8 @@ impl<'a> Live<'a> {
     }
 
     fn end(mut self, experiment: &Experiment, repetition: u32, oracle: bool, from: f64, journals: &Path) -> ArmRun {
-        let mut run = ArmRun { arm: self.arm.name.clone(), ..ArmRun::default() };
+        let agents_s = self.since.map(|since| since.elapsed().as_secs_f64());
+        let mut run = ArmRun { arm: self.arm.name.clone(), agents_s, ..ArmRun::default() };
         for (number, guest) in self.guests.iter_mut().enumerate() {
             if let Some(lost) = guest.lost.take() {
                 self.error.get_or_insert(format!("guest {}: {lost}", guest.machine.name()));
@@ -440,7 +445,7 @@ impl<'a> Live<'a> {
                 }
                 (None, Ok(_)) => Totals::default(),
             };
-            (totals.resident_gib_s, totals.watched_s) = watch::held(&guest.series, from);
+            (totals.resident_gib_s, totals.watched_s) = watch::held(&guest.series, from..f64::INFINITY);
             run.guests.push(GuestRun {
                 name: guest.machine.name().to_owned(),
                 memory_mib: guest.machine.size().as_mib(),
@@ -554,13 +559,18 @@ fn unmeasured(agent: &HostAgent) -> Option<String> {
     problems.map(|(vm, problem)| format!("{vm}: {problem}")).next()
 }
 
-/// CPU time of a process so far.
+/// CPU time of a process so far, seconds.
 fn cpu_seconds(pid: u32) -> Option<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold spaces; it ends with the last parenthesis. utime and stime are fields 14 and 15 (proc(5)).
+    Some(cpu_ticks(&stat)? as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// Its own and that of the children it has waited for: iperf3, where it probes.
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    // The name may hold spaces; it ends with the last parenthesis. utime, stime, cutime and cstime are fields 14 to 17
+    // (proc(5)).
     let mut fields = stat.rsplit(')').next()?.split_whitespace().skip(11);
-    let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
-    Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    (0..4).try_fold(0, |sum, _| Some(sum + fields.next()?.parse::<u64>().ok()?))
 }
 
 #[cfg(test)]
@@ -592,6 +602,14 @@ mod tests {
         assert_eq!(time_for(patience, Some(soon), now), Some(Duration::from_secs(5) + GRACE));
         assert_eq!(time_for(patience, Some(soon), soon), None);
         assert_eq!(time_for(patience, Some(now), soon), None);
+    }
+
+    #[test]
+    fn cpu_time_is_also_that_of_the_prober() {
+        let stat = "42 (a (b) c) S 1 42 42 0 -1 4194304 900 80 0 0 7 5 300 40 20 0 8 0 1234";
+        assert_eq!(cpu_ticks(stat), Some(7 + 5 + 300 + 40));
+        assert_eq!(cpu_ticks("42 (x) S 1"), None);
+        assert!(cpu_seconds(std::process::id()).is_some());
     }
 
     #[test]

@@ -6,8 +6,8 @@
 
 use super::results::{Block, Interval, STATIC};
 use super::stats;
-use super::summary::pairs::{self, Measure};
-use super::summary::{Experiment, Good, experiments, in_words};
+use super::summary::pairs::{self, Held, Measure};
+use super::summary::{Experiment, Good, counted, experiments, in_words, killed_or_refused};
 use anyhow::{Result, bail};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
@@ -67,7 +67,10 @@ pub fn arms(blocks: &[Block], arm: &str, with: &str) -> Result<Comparison> {
             let ratios = pairs::paired(blocks, arm, with, measure);
             rows.extend(row(experiment.name, name, &ratios, pairs::noise(blocks, measure), good));
         }
-        rows.extend(row(experiment.name, "memory held", &pairs::resident(blocks, arm, with), 1.0, Good::Less));
+        rows.extend(memory_row(experiment.name, "memory held", &pairs::resident(blocks, arm, with)));
+        let busy = pairs::resident_busy(blocks, arm, with);
+        rows.extend(memory_row(experiment.name, "memory held, busy", &busy));
+        rows.extend([arm, with].into_iter().flat_map(|arm| errors(&experiment, arm, arm)));
     }
     if rows.is_empty() {
         bail!("no experiment of this run has both arms, {arm} and {with}: {}", known(blocks));
@@ -91,10 +94,14 @@ pub fn runs((first, of): (&[Block], &str), (second, with): (&[Block], &str), arm
         for Quantity { name, measure, good } in QUANTITIES {
             let ratios = |e: &Experiment<'_>| pairs::paired(&e.blocks, arm, STATIC, measure);
             let noise = pairs::noise(&one.blocks, measure).max(pairs::noise(&other.blocks, measure));
-            rows.extend(row_of_two(one.name, name, (&ratios(&one), &ratios(other)), noise, good));
+            rows.extend(quotient(one.name, name, (&ratios(&one), &ratios(other)), stats::median, noise, good));
         }
-        let held = |e: &Experiment<'_>| pairs::resident(&e.blocks, arm, STATIC);
-        rows.extend(row_of_two(one.name, "memory held", (&held(&one), &held(other)), 1.0, Good::Less));
+        rows.push(memory_of_two(&one, other, arm));
+        let busy = |e: &Experiment<'_>| pairs::resident_busy(&e.blocks, arm, STATIC);
+        let (busy, others) = (busy(&one), busy(other));
+        rows.extend(quotient(one.name, "memory held, busy", (&busy, &others), pairs::ratio_of_means, 1.0, Good::Less));
+        rows.extend(errors(&one, arm, of));
+        rows.extend(errors(other, arm, with));
     }
     if rows.is_empty() {
         bail!(
@@ -113,12 +120,27 @@ fn known(blocks: &[Block]) -> String {
     if names.is_empty() { "no blocks".to_owned() } else { names.join("; ") }
 }
 
-/// OOM kills and refused allocations, and the repetitions in which they happened.
+/// What was killed or refused, and the repetitions in which it happened.
 fn lost(experiment: &Experiment<'_>, arm: &str) -> (u64, usize) {
     let runs: Vec<_> = experiment.blocks.iter().filter_map(|b| pairs::arm(b, arm)).collect();
-    let kills: u64 = runs.iter().flat_map(|r| &r.guests).map(|g| g.totals.oom_kills).sum();
-    let refused: u64 = runs.iter().flat_map(|r| &r.phases).map(|p| p.outcome.failed_allocations).sum();
-    (kills + refused, runs.len())
+    let kills = runs.iter().flat_map(|r| &r.guests).map(|g| g.totals.oom_kills).sum();
+    let outcomes = || runs.iter().flat_map(|r| &r.phases).map(|p| &p.outcome);
+    let killed = outcomes().map(|o| o.killed).sum();
+    let refused = outcomes().map(|o| o.failed_allocations).sum();
+    (killed_or_refused(kills, killed, refused), runs.len())
+}
+
+/// One row for a side that ended early: what it lost and held is not known to its end.
+fn errors(experiment: &Experiment<'_>, arm: &str, side: &str) -> Option<Row> {
+    let runs = experiment.blocks.iter().filter_map(|b| Some((b.repetition, pairs::arm(b, arm)?.error.as_ref()?)));
+    let told: Vec<String> = runs.map(|(repetition, error)| format!("repetition {repetition}: {error}")).collect();
+    (!told.is_empty()).then(|| Row {
+        experiment: experiment.name.to_owned(),
+        quantity: "ended early".to_owned(),
+        ratio: None,
+        interval: None,
+        verdict: format!("{side}, {}", told.join("; ")),
+    })
 }
 
 fn kills(experiment: &str, (of, of_runs): (u64, usize), (with, with_runs): (u64, usize)) -> Row {
@@ -131,7 +153,7 @@ fn kills(experiment: &str, (of, of_runs): (u64, usize), (with, with_runs): (u64,
     };
     Row {
         experiment: experiment.to_owned(),
-        quantity: "OOM kills and refused".to_owned(),
+        quantity: "killed and refused".to_owned(),
         ratio: None,
         interval: None,
         verdict: format!("{verdict}: {of} in {of_runs} repetitions, {with} in {with_runs}"),
@@ -141,29 +163,62 @@ fn kills(experiment: &str, (of, of_runs): (u64, usize), (with, with_runs): (u64,
 fn row(experiment: &str, quantity: &str, ratios: &[Vec<f64>], noise: f64, good: Good) -> Option<Row> {
     let ratio = stats::median(&ratios.concat())?;
     let interval = stats::interval(ratios, stats::median);
-    Some(made(experiment, quantity, ratio, interval, noise, good))
+    Some(made(
+        experiment,
+        quantity,
+        ratio,
+        interval,
+        in_words(ratio, interval, noise, good, stats::repetitions(ratios)),
+    ))
 }
 
-fn row_of_two(
+fn memory_row(experiment: &str, quantity: &str, held: &[Vec<(Held, Held)>]) -> Option<Row> {
+    let ratio = pairs::ratio_of_means(&held.concat())?;
+    let interval = stats::interval(held, pairs::ratio_of_means);
+    let verdict = in_words(ratio, interval, 1.0, Good::Less, stats::repetitions(held));
+    Some(made(experiment, quantity, ratio, interval, verdict))
+}
+
+/// Memory of two runs, where it can be compared: a guest is idle while other arms have their turn, and the more there are the
+/// less it holds.
+fn memory_of_two(one: &Experiment<'_>, other: &Experiment<'_>, arm: &str) -> Row {
+    let quantity = "memory held";
+    let withheld = |verdict: String| Row {
+        experiment: one.name.to_owned(),
+        quantity: quantity.to_owned(),
+        ratio: None,
+        interval: None,
+        verdict,
+    };
+    let (arms, others) = (one.arms().len() as u64, other.arms().len() as u64);
+    if arms != others {
+        return withheld(format!(
+            "not compared: {} took turns in the one run, {others} in the other, and guests are idle while others have theirs",
+            counted(arms, "arm")
+        ));
+    }
+    let held = |e: &Experiment<'_>| pairs::resident(&e.blocks, arm, STATIC);
+    quotient(one.name, quantity, (&held(one), &held(other)), pairs::ratio_of_means, 1.0, Good::Less)
+        .unwrap_or_else(|| withheld("nothing to compare".to_owned()))
+}
+
+fn quotient<T: Copy>(
     experiment: &str,
     quantity: &str,
-    (one, other): (&[Vec<f64>], &[Vec<f64>]),
+    (one, other): (&[Vec<T>], &[Vec<T>]),
+    statistic: fn(&[T]) -> Option<f64>,
     noise: f64,
     good: Good,
 ) -> Option<Row> {
-    let ratio = stats::median(&one.concat())? / stats::median(&other.concat())?;
-    let interval = stats::interval_of_two((one, other), stats::median, |a, b| a / b);
-    ratio.is_finite().then(|| made(experiment, quantity, ratio, interval, noise, good))
+    let ratio = statistic(&one.concat())? / statistic(&other.concat())?;
+    let interval = stats::interval_of_two((one, other), statistic, |a, b| a / b);
+    let repetitions = stats::repetitions(one).min(stats::repetitions(other));
+    let verdict = in_words(ratio, interval, noise, good, repetitions);
+    ratio.is_finite().then(|| made(experiment, quantity, ratio, interval, verdict))
 }
 
-fn made(experiment: &str, quantity: &str, ratio: f64, interval: Option<Interval>, noise: f64, good: Good) -> Row {
-    Row {
-        experiment: experiment.to_owned(),
-        quantity: quantity.to_owned(),
-        ratio: Some(ratio),
-        interval,
-        verdict: in_words(ratio, interval, noise, good),
-    }
+fn made(experiment: &str, quantity: &str, ratio: f64, interval: Option<Interval>, verdict: String) -> Row {
+    Row { experiment: experiment.to_owned(), quantity: quantity.to_owned(), ratio: Some(ratio), interval, verdict }
 }
 
 /// For a console.

@@ -140,6 +140,7 @@ fn head(
         ("Kernel", machine.kernel.clone()),
         ("Hypervisor", format!("{}, {}", machine.qemu, machine.accelerator)),
         ("Load", load),
+        ("Turns", summary::turns(summary).unwrap_or_else(|| "unknown".to_owned())),
         ("Arms", arms.join(", ")),
     ];
     html.push_str("<dl class=\"facts\">");
@@ -147,6 +148,7 @@ fn head(
         write!(html, "<div><dt>{name}</dt><dd>{}</dd></div>", escaped(&value))?;
     }
     html.push_str("</dl>\n");
+    html.push_str(&tables::left_out(summary));
     html.push_str(&tables::broken(summary));
     html.push_str("</header>\n");
     Ok(())
@@ -194,8 +196,9 @@ fn frontiers(html: &mut String, summary: &Summary, blocks: &[Block]) -> Result<(
 fn laws(html: &mut String, summary: &Summary, standings: &[Standing]) -> Result<()> {
     html.push_str("<h2>Laws by workloads</h2>\n<p>To <i>static</i>: memory held by the host, work done in the same time, 99th \
         percentile of latency. <span class=\"good\">Better</span>, <span class=\"worse\">worse</span>, or \
-        <span class=\"same\">no difference</span>: the 95 % interval contains 1, or static differs as much from itself. Point at a \
-        figure for its interval.</p>\n");
+        <span class=\"same\">no difference</span>: the 95 % interval contains 1, or static differs as much from itself; of one \
+        repetition that is not said, as its noise is unknown. <i>Busy</i> is memory while an arm's own phases ran. Point at a figure \
+        for its interval.</p>\n");
     if !tables::has_reference(summary) {
         html.push_str("<p class=\"note\">This run has no arm <i>static</i>: there are no ratios.</p>\n");
     }
@@ -205,7 +208,7 @@ fn laws(html: &mut String, summary: &Summary, standings: &[Standing]) -> Result<
         write!(
             html,
             "<h3>{} against each of the others</h3>\n<p>Lost: more kills, or the other both holds less and does more, beyond \
-             the noise. What the other holds and does is relative to ours, paired phase by phase.</p>\n{}",
+             the noise. Unknown: one of them ended early, or there are too few values. What the other holds and does is relative to ours, paired phase by phase.</p>\n{}",
             tables::name(BALLAST),
             tables::against(summary, standings)
         )?;
@@ -213,7 +216,7 @@ fn laws(html: &mut String, summary: &Summary, standings: &[Standing]) -> Result<
     write!(
         html,
         "<h3>The oracle</h3>\n<p>The smallest fixed size at which, and above which, nothing was lost: what one would have \
-         configured, had one known.</p>\n{}",
+         configured, had one known. Each size was tried once, and bad luck counts as a loss, so that it is rather too large.</p>\n{}",
         tables::oracles(summary)
     )?;
     Ok(())

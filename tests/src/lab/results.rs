@@ -39,6 +39,9 @@ pub struct Run {
     pub image: String,
     /// The files, by name: the text as it was read.
     pub experiments: std::collections::BTreeMap<String, String>,
+    /// Blocks that time did not allow: an experiment's name and which of its blocks.
+    #[serde(default)]
+    pub left_out: Vec<String>,
 }
 
 /// The machine that an experiment ran on.
@@ -102,6 +105,9 @@ pub struct ArmRun {
     pub probes: Vec<ProbeSeen>,
     /// CPU time of its daemon, seconds.
     pub host_agent_cpu_s: f64,
+    /// How long the law lasted, its settling included, seconds: what CPU time of the agents is a share of.
+    #[serde(default)]
+    pub agents_s: Option<f64>,
     /// First sign in the guest to the host's order, milliseconds, one per demand that led to an order.
     pub sign_to_order_ms: Vec<f64>,
     /// First sign in the guest to its first MiB, milliseconds.
@@ -275,14 +281,17 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// One experiment under one arm. Ratios are medians of ratios paired by repetition and phase, `None` where nothing
-/// could be compared.
+/// One experiment under one arm. Ratios of work and latency are medians of ratios paired by repetition and phase, `None`
+/// where nothing could be compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
     /// The experiment.
     pub experiment: String,
     /// The arm.
     pub arm: String,
+    /// Its law.
+    #[serde(default)]
+    pub law: String,
     /// Repetitions that count.
     pub repetitions: u32,
     /// Over all repetitions: OOM kills counted by the guests' kernels.
@@ -291,6 +300,9 @@ pub struct Cell {
     pub failed_allocations: u64,
     /// Workload processes that were killed, for whatever reason.
     pub killed: u64,
+    /// Phases whose work did not come to its end in time.
+    #[serde(default)]
+    pub unfinished: u64,
     /// To `static`; more is better.
     pub throughput_ratio: Option<f64>,
     /// To `static`; less is better.
@@ -301,12 +313,22 @@ pub struct Cell {
     pub p999_ratio: Option<f64>,
     /// The longest single operation, median over repetitions, milliseconds.
     pub worst_stall_ms: Option<f64>,
-    /// Mean memory held by the host, to `static`; less is better.
+    /// Mean memory held by the host, to `static`; less is better. A ratio of means over time; its interval is of rounds, from
+    /// where the first arm begins a phase to where the first begins the next.
     pub resident_ratio: Option<f64>,
     /// Mean memory held by the host, to the oracle; less is better.
     pub oracle_ratio: Option<f64>,
     /// Mean memory held by the host for all guests, MiB.
     pub resident_mib: Option<f64>,
+    /// Share of the watched time in which its own phases ran. In the rest its guests were idle while others had their turn.
+    #[serde(default)]
+    pub busy_share: Option<f64>,
+    /// As `resident_mib`, while its own phases ran.
+    #[serde(default)]
+    pub resident_busy_mib: Option<f64>,
+    /// As `resident_ratio`, while its own phases ran, to `static` while the same phases of `static` ran.
+    #[serde(default)]
+    pub resident_busy_ratio: Option<f64>,
     /// Sum over repetitions and guests.
     pub totals: Totals,
     /// CPU time of the host agent, share of one core.

@@ -113,7 +113,7 @@ impl Order {
             bail!("{}", too_large.join("\n"));
         }
         let made = made();
-        let superseded = self.prepare(warm.is_some(), &made)?;
+        let (mut run, superseded) = self.prepare(warm.is_some(), &made)?;
         let journals = self.folder.join("journals");
         let jobs = jobs(&fitting);
         let total = jobs.iter().map(|job| job.steps()).sum();
@@ -144,11 +144,14 @@ impl Order {
             workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|_| bail!("a block panicked")))
         })?;
         bar.finish_and_clear();
-        done.into_inner().ok().context("a block panicked")
+        let done = done.into_inner().ok().context("a block panicked")?;
+        run.left_out.extend(done.left_out.iter().cloned());
+        results::write_json(&self.folder.join("run.json"), &run)?;
+        Ok(done)
     }
 
-    /// Returns how many blocks were there that are of something else.
-    fn prepare(&self, kept_warm: bool, made: &str) -> Result<u32> {
+    /// Returns what is asked, and how many blocks were there that are of something else.
+    fn prepare(&self, kept_warm: bool, made: &str) -> Result<(Run, u32)> {
         if self.fresh {
             for part in ["blocks", "journals"] {
                 let path = self.folder.join(part);
@@ -164,7 +167,8 @@ impl Order {
         let superseded = self.set_aside(made)?;
         // Of an earlier run in this folder the blocks of other experiments stay, and what is known of them.
         let before: Option<Run> = results::read_json(&self.folder.join("run.json")).ok().filter(|_| !self.fresh);
-        let mut experiments = before.map(|run| run.experiments).unwrap_or_default();
+        let (mut experiments, mut left_out) = before.map(|run| (run.experiments, run.left_out)).unwrap_or_default();
+        left_out.retain(|block| self.experiments.iter().all(|e| e.name != summary::left_out_of(block)));
         experiments.extend(self.experiments.iter().map(|e| (e.name.clone(), e.text.clone())));
         let run = Run {
             started_unix: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs(),
@@ -173,9 +177,10 @@ impl Order {
             machine: host(kept_warm),
             image: image(),
             experiments,
+            left_out,
         };
         results::write_json(&self.folder.join("run.json"), &run)?;
-        Ok(superseded)
+        Ok((run, superseded))
     }
 
     /// Blocks of these experiments that were made by other programs, from other images, or with other arms would be compared with

@@ -13,10 +13,10 @@ mod oracle;
 pub mod pairs;
 mod table;
 
-pub use figures::{Figure, Place, Standing, figures, standings};
-pub use table::{csv, oracle_in_words, table};
+pub use figures::{Figure, Place, Standing, figures, left_out_of, standings};
+pub use table::{csv, oracle_in_words, table, turns};
 
-use super::results::{self, ArmRun, BALLAST, Block, Cell, Interval, Oracle, PREDICTIVE, Run, STATIC, Summary, Totals};
+use super::results::{self, ArmRun, BALLAST, Block, Cell, Interval, Oracle, Run, STATIC, Summary, Totals};
 use super::stats::{self, Difference};
 use anyhow::{Context, Result};
 use pairs::Measure;
@@ -97,7 +97,8 @@ pub fn of(run: Run, blocks: &[Block]) -> Summary {
     for experiment in experiments(blocks) {
         let oracle = oracle::find(&experiment.search);
         for arm in experiment.arms() {
-            cells.push(cell(&experiment, arm, oracle.as_ref()));
+            let law = law(&run, experiment.name, arm);
+            cells.push(cell(&experiment, arm, law, oracle.as_ref()));
         }
         if let Some(oracle) = oracle {
             oracles.insert(experiment.name.to_owned(), oracle);
@@ -108,40 +109,42 @@ pub fn of(run: Run, blocks: &[Block]) -> Summary {
     Summary { run, took_s, blocks: blocks.len() as u32, broken: broken as u32, cells, oracles }
 }
 
-fn cell(experiment: &Experiment<'_>, arm: &str, oracle: Option<&Oracle>) -> Cell {
+/// The law of an arm, as its experiment's file has it: the arm's name, unless the file says another.
+fn law(run: &Run, experiment: &str, arm: &str) -> String {
+    let said = || {
+        let file: toml::Table = run.experiments.get(experiment)?.parse().ok()?;
+        let named = |a: &&toml::Value| a.get("name").and_then(toml::Value::as_str) == Some(arm);
+        Some(file.get("arms")?.as_array()?.iter().find(named)?.get("law")?.as_str()?.to_owned())
+    };
+    said().unwrap_or_else(|| arm.to_owned())
+}
+
+fn cell(experiment: &Experiment<'_>, arm: &str, law: String, oracle: Option<&Oracle>) -> Cell {
     let blocks = &experiment.blocks;
     let runs: Vec<(&Block, &ArmRun)> = blocks.iter().filter_map(|b| Some((*b, pairs::arm(b, arm)?))).collect();
     let guests = || runs.iter().flat_map(|(_, run)| &run.guests);
     let phases = || runs.iter().flat_map(|(_, run)| &run.phases);
 
-    let mut ci = BTreeMap::new();
-    let mut verdict = BTreeMap::new();
-    let mut keep = |name: &str, repetitions: &[Vec<f64>], statistic: fn(&[f64]) -> Option<f64>| {
-        if let Some(interval) = stats::interval(repetitions, statistic) {
-            ci.insert(name.to_owned(), interval);
-        }
-        statistic(&repetitions.concat())
-    };
-    let mut ratio = |name: &str, repetitions: &[Vec<f64>], noise: f64, more: Good| {
-        let ratio = keep(name, repetitions, stats::median)?;
-        if arm != STATIC {
-            let interval = stats::interval(repetitions, stats::median);
-            verdict.insert(name.to_owned(), in_words(ratio, interval, noise, more));
-        }
-        Some(ratio)
-    };
-    let mut to_static = |name, measure: Measure, more| {
-        ratio(name, &pairs::paired(blocks, arm, STATIC, measure), pairs::noise(blocks, measure), more)
+    let mut found = Found::default();
+    let mut to_static = |name, measure: Measure, good| {
+        let ratios = pairs::paired(blocks, arm, STATIC, measure);
+        let judged = (arm != STATIC).then(|| (pairs::noise(blocks, measure), good));
+        found.keep(name, &ratios, stats::median, judged)
     };
     let throughput_ratio = to_static("throughput_ratio", pairs::throughput, Good::More);
     let p50_ratio = to_static("p50_ratio", pairs::p50, Good::Less);
     let p99_ratio = to_static("p99_ratio", pairs::p99, Good::Less);
     let p999_ratio = to_static("p999_ratio", pairs::p999, Good::Less);
-    let resident_ratio = ratio("resident_ratio", &pairs::resident(blocks, arm, STATIC), 1.0, Good::Less);
-
-    let held = each(&runs, |_, run| pairs::resident_mib(run));
-    let resident_mib = keep("resident_mib", &held, stats::mean);
-    let worst_stall_ms = keep("worst_stall_ms", &each(&runs, |_, run| worst_stall(run)), stats::median);
+    let judged = (arm != STATIC).then_some((1.0, Good::Less));
+    let held = pairs::resident(blocks, arm, STATIC);
+    let resident_ratio = found.keep("resident_ratio", &held, pairs::ratio_of_means, judged);
+    let held = pairs::resident_busy(blocks, arm, STATIC);
+    let resident_busy_ratio = found.keep("resident_busy_ratio", &held, pairs::ratio_of_means, judged);
+    let resident_busy_mib = found.keep("resident_busy_mib", &pairs::busy(blocks, arm), pairs::mean_held, None);
+    found.keep("resident_mib", &pairs::held(blocks, arm), pairs::mean_held, None);
+    let resident_mib = stats::mean(&each(&runs, |_, run| pairs::resident_mib(run)).concat());
+    let worst_stall_ms = found.keep("worst_stall_ms", &each(&runs, |_, run| worst_stall(run)), stats::median, None);
+    let Found { mut ci, verdict } = found;
     if let (Some(oracle), Some(Interval { low, high })) = (oracle, ci.get("resident_mib").copied()) {
         let of_oracle = Interval { low: low / oracle.resident_mib, high: high / oracle.resident_mib };
         ci.insert("oracle_ratio".to_owned(), of_oracle);
@@ -156,10 +159,12 @@ fn cell(experiment: &Experiment<'_>, arm: &str, oracle: Option<&Oracle>) -> Cell
     Cell {
         experiment: experiment.name.to_owned(),
         arm: arm.to_owned(),
+        law,
         repetitions: runs.iter().filter(|(_, run)| run.phases.iter().any(|p| p.measured)).count() as u32,
         oom_kills: totals.oom_kills,
         failed_allocations: phases().map(|p| p.outcome.failed_allocations).sum(),
         killed: phases().map(|p| p.outcome.killed).sum(),
+        unfinished: phases().filter(|p| p.outcome.unfinished).count() as u64,
         throughput_ratio,
         p50_ratio,
         p99_ratio,
@@ -168,12 +173,18 @@ fn cell(experiment: &Experiment<'_>, arm: &str, oracle: Option<&Oracle>) -> Cell
         resident_ratio,
         oracle_ratio: oracle.and_then(|o| Some(resident_mib? / o.resident_mib)).filter(|r| r.is_finite()),
         resident_mib,
-        totals,
-        host_agent_cpu: share(runs.iter().map(|(_, run)| {
-            let watched = run.guests.iter().map(|g| g.totals.watched_s).fold(0.0, f64::max);
-            (run.host_agent_cpu_s, watched)
+        busy_share: share(runs.iter().map(|(_, run)| {
+            let ran: f64 = run.phases.iter().map(|p| p.took_s).sum();
+            (ran, pairs::watched_s(run))
         })),
-        guest_agent_cpu: share(guests().map(|g| (g.totals.agent_cpu_s, g.totals.watched_s))),
+        resident_busy_mib,
+        resident_busy_ratio,
+        totals,
+        host_agent_cpu: share(runs.iter().map(|(_, run)| (run.host_agent_cpu_s, agents_s(run)))),
+        guest_agent_cpu: share(runs.iter().flat_map(|(_, run)| {
+            let lasted = agents_s(run);
+            run.guests.iter().map(move |g| (g.totals.agent_cpu_s, lasted))
+        })),
         sign_to_order_ms: spread(&all(|run| &run.sign_to_order_ms)),
         sign_to_first_mib_ms: spread(&all(|run| &run.sign_to_first_mib_ms)),
         over_budget_mib_s: stats::mean(&over_budget),
@@ -183,6 +194,35 @@ fn cell(experiment: &Experiment<'_>, arm: &str, oracle: Option<&Oracle>) -> Cell
             .iter()
             .filter_map(|(block, run)| Some(format!("repetition {}: {}", block.repetition, run.error.as_ref()?)))
             .collect(),
+    }
+}
+
+/// Intervals and verdicts of a cell, by the name of the field.
+#[derive(Default)]
+struct Found {
+    ci: BTreeMap<String, Interval>,
+    verdict: BTreeMap<String, String>,
+}
+
+impl Found {
+    /// Computes a statistic, keeps its interval and, given the noise and which way is better, what it says of the difference.
+    fn keep<T: Copy>(
+        &mut self,
+        name: &str,
+        repetitions: &[Vec<T>],
+        statistic: fn(&[T]) -> Option<f64>,
+        judged: Option<(f64, Good)>,
+    ) -> Option<f64> {
+        let value = statistic(&repetitions.concat())?;
+        let interval = stats::interval(repetitions, statistic);
+        if let Some(interval) = interval {
+            self.ci.insert(name.to_owned(), interval);
+        }
+        if let Some((noise, good)) = judged {
+            let words = in_words(value, interval, noise, good, stats::repetitions(repetitions));
+            self.verdict.insert(name.to_owned(), words);
+        }
+        Some(value)
     }
 }
 
@@ -198,7 +238,25 @@ fn worst_stall(run: &ArmRun) -> Option<f64> {
     longest.filter(|v| v.is_finite()).reduce(f64::max)
 }
 
-/// Seconds used over seconds watched.
+/// How long the agents could use CPU time, seconds. Blocks of an earlier version know only how long they were watched.
+fn agents_s(run: &ArmRun) -> f64 {
+    run.agents_s.unwrap_or_else(|| pairs::watched_s(run))
+}
+
+/// What was killed or refused, without counting a kill twice. A guest that died took its kernel's counter with it; what the
+/// harness saw killed is known all the same.
+#[must_use]
+pub fn lost(cell: &Cell) -> u64 {
+    killed_or_refused(cell.oom_kills, cell.killed, cell.failed_allocations)
+}
+
+/// The same of single figures.
+#[must_use]
+pub fn killed_or_refused(oom_kills: u64, killed: u64, refused: u64) -> u64 {
+    oom_kills.max(killed) + refused
+}
+
+/// Seconds used over seconds in which they could be.
 fn share(of: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
     let (used, watched) = of.fold((0.0, 0.0), |sum, next| (sum.0 + next.0, sum.1 + next.1));
     (watched > 0.0).then(|| used / watched)
@@ -230,9 +288,11 @@ pub enum Good {
 
 /// A verdict as it stands in the summary.
 #[must_use]
-pub fn in_words(ratio: f64, interval: Option<Interval>, noise: f64, good: Good) -> String {
-    let by = format!("{:.0} %", (ratio - 1.0).abs() * 100.0);
+pub fn in_words(ratio: f64, interval: Option<Interval>, noise: f64, good: Good, repetitions: usize) -> String {
+    let once = if repetitions < 2 { " in one repetition" } else { "" };
+    let by = format!("{:.0} %{once}", (ratio - 1.0).abs() * 100.0);
     match (stats::difference(ratio, interval, noise), good) {
+        (Difference::None, _) if repetitions < 2 => "one repetition: its noise is unknown".to_owned(),
         (Difference::None, _) => "no difference".to_owned(),
         (Difference::Unknown, _) => "one value: its spread is unknown".to_owned(),
         (Difference::More, Good::More) | (Difference::Less, Good::Less) => format!("better by {by}"),
@@ -240,10 +300,10 @@ pub fn in_words(ratio: f64, interval: Option<Interval>, noise: f64, good: Good) 
     }
 }
 
-/// Is this arm neither the reference nor ours?
+/// Is this arm neither the reference nor ours, nor one of their variants? Its law decides, whatever it is called.
 #[must_use]
-pub fn is_rival(arm: &str) -> bool {
-    ![STATIC, BALLAST, PREDICTIVE].contains(&arm)
+pub fn is_rival(cell: &Cell) -> bool {
+    ![STATIC, BALLAST, results::PREDICTIVE].contains(&cell.law.as_str())
 }
 
 /// `1 kill`, `2 kills`.

@@ -6,6 +6,7 @@ use super::collect::{Move, Sweep};
 use super::results::{Look, Totals};
 use crate::wire::{Counters, Request, Sample};
 use crate::{HostAgent, Machine};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -137,13 +138,14 @@ pub fn between(before: &Counters, after: &Counters) -> Totals {
     }
 }
 
-/// Memory held over time, GiB times seconds, from `from` on.
+/// Memory held within a span of time, GiB times seconds, and how much of the span was seen, seconds.
 #[must_use]
-pub fn held(series: &[Look], from: f64) -> (f64, f64) {
+pub fn held(series: &[Look], within: Range<f64>) -> (f64, f64) {
     let mut sum = 0.0;
     let mut span = 0.0;
-    for pair in series.windows(2).filter(|pair| pair[0].t >= from) {
-        let step = pair[1].t - pair[0].t;
+    for pair in series.windows(2) {
+        // A phase may be shorter than the time between two looks.
+        let step = (pair[1].t.min(within.end) - pair[0].t.max(within.start)).max(0.0);
         sum += step * (pair[0].resident_mib + pair[1].resident_mib) / 2.0 / 1024.0;
         span += step;
     }

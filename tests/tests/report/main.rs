@@ -4,6 +4,7 @@
 // The helpers of a test fail as the test does.
 #![allow(clippy::unwrap_used)]
 
+mod judged;
 mod world;
 
 use ballast_tests::lab::results::*;
@@ -130,7 +131,7 @@ fn a_difference_beyond_the_noise_is_said() {
             world::block("plain", repetition, arms, false)
         })
         .collect();
-    let summary = summary::of(world::run(), &blocks);
+    let summary = summary::of(world::run_of(&blocks), &blocks);
     let ours = cell(&summary, "plain", "ballast");
     assert_eq!(ours.verdict["throughput_ratio"], "worse by 30 %");
     assert_eq!(ours.verdict["p99_ratio"], "no difference");
@@ -145,7 +146,7 @@ fn a_difference_beyond_the_noise_is_said() {
         let ours = blocks[0].arms.iter_mut().find(|a| a.arm == "ballast").unwrap();
         ours.phases[0].outcome.killed = killed;
         ours.error = Some("the guest is gone".to_owned());
-        let figures = summary::figures(&summary::of(world::run(), &blocks), &[]);
+        let figures = summary::figures(&summary::of(world::run_of(&blocks), &blocks), &[]);
         assert_eq!(figures[0].reached, expected, "{figures:?}");
     }
 }
@@ -157,7 +158,7 @@ fn what_forecasts_save_is_a_figure_of_its_own_and_kills_spoil_it() {
         foreseen.guests[0].totals.oom_kills = kills;
         let ours = arm("ballast", 200.0, vec![phase(0, 100.0, Some(10.0))]);
         let blocks = [world::block("one", 1, vec![ours, foreseen], false)];
-        summary::figures(&summary::of(world::run(), &blocks), &[]).pop().unwrap()
+        summary::figures(&summary::of(world::run_of(&blocks), &blocks), &[]).pop().unwrap()
     };
     assert!(figure(180.0, 0).name.contains("with forecasts"));
     for (held, kills, reached) in [(180.0, 0, true), (198.0, 0, false), (180.0, 1, false)] {

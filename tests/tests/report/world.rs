@@ -253,7 +253,15 @@ pub fn run() -> Run {
         },
         image: "6.1.0".to_owned(),
         experiments: EXPERIMENTS.iter().map(|e| text(e)).collect(),
+        left_out: Vec::new(),
     }
+}
+
+/// The run that had these blocks and no others.
+pub fn run_of(blocks: &[Block]) -> Run {
+    let mut run = run();
+    run.experiments.retain(|name, _| blocks.iter().any(|b| b.experiment == *name));
+    run
 }
 
 /// All blocks of the world: repetitions of every experiment, an arm that died, a search for oracles.

@@ -129,9 +129,6 @@ impl RunCommand {
         if done.resumed > 0 {
             println!("{} blocks were there already, {} were run", done.resumed, done.ran);
         }
-        for block in &done.left_out {
-            println!("left out for lack of time: {block}");
-        }
         for told in &done.broken {
             println!("BROKEN {told}");
         }

@@ -4,6 +4,7 @@ use super::labels;
 use super::theme::{self, Chart, Ink, Root, SCALE};
 use crate::lab::results::{BALLAST, Cell, Interval};
 use crate::lab::stats;
+use crate::lab::summary::lost;
 use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
@@ -21,12 +22,6 @@ pub struct Point {
     lost: u64,
     /// The same in single experiments, where the point is of many.
     each: Vec<(f64, f64)>,
-}
-
-/// What was killed or refused, without counting a kill twice.
-#[must_use]
-pub fn lost(cell: &Cell) -> u64 {
-    cell.oom_kills.max(cell.killed) + cell.failed_allocations
 }
 
 /// The arms of one experiment that can be drawn: those that have both figures.

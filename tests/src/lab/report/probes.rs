@@ -17,6 +17,7 @@ const SIZE: (i32, i32) = (520, 320);
 #[derive(Clone, Debug, PartialEq)]
 pub struct Both {
     arm: String,
+    label: String,
     mbit_s: f64,
     p99_ms: f64,
     words: String,
@@ -41,7 +42,7 @@ fn of_arm(block: &Block, arm: &ArmRun) -> Vec<Both> {
         let mbit_s = stats::mean(&probes.map(|p| p.mbit_s).collect::<Vec<_>>()).filter(|v| v.is_finite())?;
         let p99 = words::ms(latency.p99_ms);
         let words = format!("{}, {}, {}: {mbit_s:.0} Mbit/s, p99 {p99}", arm.arm, block.experiment, phase.label);
-        Some(Both { arm: arm.arm.clone(), mbit_s, p99_ms: latency.p99_ms, words })
+        Some(Both { arm: arm.arm.clone(), label: phase.label.clone(), mbit_s, p99_ms: latency.p99_ms, words })
     });
     both.collect()
 }
@@ -56,15 +57,28 @@ pub fn collect(blocks: &[Block]) -> Vec<(String, Vec<Vec<Both>>)> {
     all.filter(|(_, r)| r.iter().any(|r| !r.is_empty())).collect()
 }
 
-/// Within one experiment: works differ in what a request is, so across experiments it would mean nothing.
+/// Within one work under one arm: works differ in what a request is, and arms in how fast they are altogether, so across them it
+/// would mean nothing.
 #[must_use]
 pub fn correlation(repetitions: &[Vec<Both>]) -> Option<Correlation> {
-    let pairs: Vec<Vec<(f64, f64)>> =
-        repetitions.iter().map(|r| r.iter().map(|b| (b.mbit_s, b.p99_ms)).collect()).collect();
-    let all = pairs.concat();
+    let mut groups: Vec<(&str, &str)> = Vec::new();
+    let mut grouped = Vec::new();
+    for repetition in repetitions {
+        let mut own = Vec::new();
+        for both in repetition {
+            let name = (both.label.as_str(), both.arm.as_str());
+            let group = groups.iter().position(|g| *g == name).unwrap_or_else(|| {
+                groups.push(name);
+                groups.len() - 1
+            });
+            own.push((group, both.mbit_s, both.p99_ms));
+        }
+        grouped.push(own);
+    }
+    let all = grouped.concat();
     Some(Correlation {
-        rho: stats::spearman(&all)?,
-        interval: stats::interval(&pairs, stats::spearman),
+        rho: stats::spearman_within(&all)?,
+        interval: stats::interval(&grouped, stats::spearman_within),
         phases: all.len(),
     })
 }
@@ -83,7 +97,10 @@ pub fn in_words(correlation: Option<&Correlation>) -> String {
         Some(_) => "the interval contains 0: bandwidth says nothing sure about latency here",
         None => "its interval is unknown",
     };
-    format!("Spearman's rank correlation over {} phases is {:.2}{interval}: {reading}.", c.phases, c.rho)
+    format!(
+        "Spearman's rank correlation over {} phases, ranked within each work and arm, is {:.2}{interval}: {reading}.",
+        c.phases, c.rho
+    )
 }
 
 /// Draws one experiment's.
@@ -158,4 +175,25 @@ fn names(root: &Root<'_>, chart: &Chart<'_, '_>, all: &[&Both]) -> Result<()> {
         root.draw(&Text::new((*arm).to_owned(), (area.0, (area.1 + area.3) / 2), style))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arms_that_differ_are_no_correlation() {
+        let both = |arm: &str, mbit_s: f64, p99_ms: f64| Both {
+            arm: arm.to_owned(),
+            label: "load".to_owned(),
+            mbit_s,
+            p99_ms,
+            words: String::new(),
+        };
+        // One arm is better in both; within each, bandwidth and latency rise together.
+        let repetition = |n: f64| vec![both("slow", 100.0 + n, 50.0 + n), both("fast", 900.0 + n, 5.0 + n)];
+        let found = correlation(&[repetition(0.0), repetition(1.0), repetition(2.0)]).unwrap();
+        assert!((found.rho - 1.0).abs() < 1e-12, "{found:?}");
+        assert!(in_words(Some(&found)).contains("over 6 phases, ranked within each work and arm, is 1.00"));
+    }
 }

@@ -1,10 +1,9 @@
 //! The tables of the page.
 
-use super::frontier::lost;
 use super::theme::{arm_css, escaped};
 use crate::lab::results::{BALLAST, Cell, Interval, STATIC, Summary};
 use crate::lab::stats;
-use crate::lab::summary::{Figure, Place, Standing, counted, oracle_in_words};
+use crate::lab::summary::{Figure, Place, Standing, counted, lost, oracle_in_words};
 use std::fmt::Write;
 
 /// An arm's name in its colour.
@@ -80,6 +79,9 @@ fn matrix_cell(cell: &Cell) -> String {
     if lost > 0 {
         parts.push(format!("<b class=\"bad\">✕ {lost} killed or refused</b>"));
     }
+    if cell.unfinished > 0 {
+        parts.push(format!("<b class=\"bad\">{} unfinished</b>", cell.unfinished));
+    }
     if !cell.errors.is_empty() {
         parts.push(format!(
             "<span class=\"bad\" title=\"{}\">{} ended early</span>",
@@ -109,6 +111,7 @@ fn matrix_cell(cell: &Cell) -> String {
     let percent = |r: f64| format!("{:.0} %", 100.0 * r);
     let times = |r: f64| format!("{r:.2} ×");
     line("memory", "resident_ratio", cell.resident_ratio, percent);
+    line("busy", "resident_busy_ratio", cell.resident_busy_ratio, percent);
     line("work", "throughput_ratio", cell.throughput_ratio, percent);
     line("p99", "p99_ratio", cell.p99_ratio, times);
     if parts.is_empty() {
@@ -131,6 +134,7 @@ fn with_interval(cell: &Cell, key: &str, value: Option<f64>, digits: usize) -> S
 /// Every figure with its interval.
 #[must_use]
 pub fn details(summary: &Summary) -> String {
+    let late = summary.cells.iter().any(|c| c.unfinished > 0);
     let mut html = String::from("<div class=\"scroll\"><table class=\"figures\"><thead><tr>");
     for head in [
         "experiment",
@@ -139,6 +143,7 @@ pub fn details(summary: &Summary) -> String {
         "OOM kills",
         "refused",
         "killed",
+        "unfinished",
         "throughput",
         "p50",
         "p99",
@@ -146,12 +151,17 @@ pub fn details(summary: &Summary) -> String {
         "worst stall, ms",
         "memory held, MiB",
         "of static",
+        "own phases, %",
+        "of static in them",
         "of oracle",
         "stalled (PSI), s",
         "refaults, MiB",
         "swap in + out, MiB",
         "over budget, MiB s",
-    ] {
+    ]
+    .into_iter()
+    .filter(|head| late || *head != "unfinished")
+    {
         let _ = write!(html, "<th>{head}</th>");
     }
     html.push_str("</tr></thead><tbody>");
@@ -163,11 +173,14 @@ pub fn details(summary: &Summary) -> String {
         let _ = write!(html, "<tr{first}><th scope=\"row\">{}</th><td>{}</td>", escaped(shown), name(&cell.arm));
         let number = |n: u64| if n > 0 { format!("<b class=\"bad\">{n}</b>") } else { "0".to_owned() };
         let t = &cell.totals;
-        let columns = [
+        let mut columns = vec![
             cell.repetitions.to_string(),
             number(cell.oom_kills),
             number(cell.failed_allocations),
             number(cell.killed),
+        ];
+        columns.extend(late.then(|| number(cell.unfinished)));
+        columns.extend([
             with_interval(cell, "throughput_ratio", cell.throughput_ratio, 2),
             with_interval(cell, "p50_ratio", cell.p50_ratio, 2),
             with_interval(cell, "p99_ratio", cell.p99_ratio, 2),
@@ -175,12 +188,14 @@ pub fn details(summary: &Summary) -> String {
             with_interval(cell, "worst_stall_ms", cell.worst_stall_ms, 0),
             with_interval(cell, "resident_mib", cell.resident_mib, 0),
             with_interval(cell, "resident_ratio", cell.resident_ratio, 2),
+            cell.busy_share.map_or("–".to_owned(), |s| format!("{:.0}", 100.0 * s)),
+            with_interval(cell, "resident_busy_ratio", cell.resident_busy_ratio, 2),
             with_interval(cell, "oracle_ratio", cell.oracle_ratio, 2),
             format!("{:.2}", t.stall_some_ms / 1000.0),
             format!("{:.0}", t.refault_mib),
             format!("{:.0}", t.swap_in_mib + t.swap_out_mib),
             cell.over_budget_mib_s.map_or("–".to_owned(), |v| format!("{v:.0}")),
-        ];
+        ]);
         for column in columns {
             let _ = write!(html, "<td>{column}</td>");
         }
@@ -214,6 +229,7 @@ pub fn against(summary: &Summary, standings: &[Standing]) -> String {
                 Place::Ahead => ("good", "▲ ahead"),
                 Place::Level => ("same", "= level"),
                 Place::Behind => ("worse", "▽ behind, in the noise"),
+                Place::Unknown => ("muted", "? unknown"),
                 Place::Lost => ("bad", "✕ lost"),
             };
             if s.place == Place::Lost {
@@ -293,6 +309,15 @@ pub fn oracles(summary: &Summary) -> String {
     }
     html.push_str("</ul>\n");
     html
+}
+
+/// Blocks that time did not allow. Empty when all were run.
+#[must_use]
+pub fn left_out(summary: &Summary) -> String {
+    if summary.run.left_out.is_empty() {
+        return String::new();
+    }
+    format!("<p class=\"bad\">Left out for lack of time: {}</p>\n", escaped(&summary.run.left_out.join(", ")))
 }
 
 /// Arms that ended early. Empty when none did.

@@ -1,9 +1,8 @@
 //! What the figures say, in sentences that are computed and not written beforehand.
 
-use super::frontier::lost;
 use crate::lab::results::{BALLAST, Cell, STATIC, Summary};
 use crate::lab::stats;
-use crate::lab::summary::{Place, Standing, counted, is_rival};
+use crate::lab::summary::{Place, Standing, counted, is_rival, lost};
 use std::time::{Duration, SystemTime};
 
 /// Milliseconds as people say them.
@@ -65,14 +64,14 @@ fn over(summary: &Summary, arm: &str) -> Option<Over> {
 #[must_use]
 pub fn findings(summary: &Summary, standings: &[Standing]) -> Vec<String> {
     let mut arms: Vec<&str> = Vec::new();
-    for cell in &summary.cells {
+    for cell in summary.cells.iter().filter(|c| is_rival(c)) {
         if !arms.contains(&cell.arm.as_str()) {
             arms.push(&cell.arm);
         }
     }
     let mut sentences = Vec::new();
     sentences.extend(ours(summary));
-    let rivals: Vec<Over> = arms.iter().filter(|a| is_rival(a)).filter_map(|a| over(summary, a)).collect();
+    let rivals: Vec<Over> = arms.iter().filter_map(|a| over(summary, a)).collect();
     sentences.extend(others(&rivals));
     sentences.extend(against(standings));
     if sentences.is_empty() {
@@ -89,7 +88,9 @@ fn ours(summary: &Summary) -> Option<String> {
     let oracle: Vec<f64> = cells.iter().filter_map(|c| c.oracle_ratio).collect();
     let oracle = stats::median(&oracle)
         .map_or(String::new(), |r| format!("; it held {r:.2} times what the smallest harmless fixed size would have"));
+    let whole = cells.iter().all(|c| c.errors.is_empty() && c.unfinished == 0);
     let lost = match ours.lost {
+        0 if !whole => "nothing was seen killed or refused memory, but not all of it came to its end".to_owned(),
         0 => "nothing was killed or refused memory".to_owned(),
         n => format!("{n} processes or allocations were killed or refused"),
     };
@@ -129,7 +130,7 @@ fn against(standings: &[Standing]) -> Option<String> {
         standings.iter().filter(|s| s.place == place).map(|s| format!("{} in {}", s.rival, s.experiment)).collect()
     };
     let (ahead, level) = (named(Place::Ahead).len(), named(Place::Level).len());
-    let (behind, lost) = (named(Place::Behind), named(Place::Lost));
+    let (behind, unknown, lost) = (named(Place::Behind), named(Place::Unknown), named(Place::Lost));
     let mut text = format!(
         "Against each of them in each experiment ({} pairs) {BALLAST} is ahead in {ahead} and level in {level}",
         standings.len()
@@ -137,7 +138,11 @@ fn against(standings: &[Standing]) -> Option<String> {
     if !behind.is_empty() {
         text.push_str(&format!(", behind but inside the noise in {} ({})", behind.len(), list(&behind)));
     }
+    if !unknown.is_empty() {
+        text.push_str(&format!("; {} cannot be told ({})", unknown.len(), list(&unknown)));
+    }
     text.push_str(&match lost.len() {
+        0 if !unknown.is_empty() => "; of the others it lost none.".to_owned(),
         0 => "; it lost none.".to_owned(),
         n => format!("; it lost {n}: {}.", list(&lost)),
     });

@@ -1,9 +1,10 @@
 //! The figures that were asked for, each reached or not, and where ours stands against each rival.
 
-use super::{experiments, is_rival, pairs};
-use crate::lab::results::{BALLAST, Block, Cell, Interval, PREDICTIVE, Summary};
+use super::{experiments, is_rival, lost, pairs};
+use crate::lab::results::{BALLAST, Block, Cell, Interval, PREDICTIVE, STATIC, Summary};
 use crate::lab::stats::{self, Difference};
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// One figure of the table that the lab was built to fill.
 #[derive(Clone, Debug, Serialize)]
@@ -26,6 +27,8 @@ pub enum Place {
     Ahead,
     /// No difference, or each is better at one thing.
     Level,
+    /// One of them ended early, or there are too few values to compare.
+    Unknown,
     /// The rival is better in both, but inside the noise.
     Behind,
     /// More kills than the rival's, or it both saves more and loses less, beyond the noise.
@@ -58,100 +61,194 @@ const ORACLE: f64 = 1.35;
 /// Resident memory with forecasts to that without, median cell.
 const FORESEEN: f64 = 0.95;
 
-/// The figures for the arm that is ours. Empty when the run had no such arm.
+/// Throughput with iperf3's probes to that without: what they may cost.
+const PROBED: f64 = 0.98;
+/// The arm that does nothing but probe.
+const STATIC_PROBED: &str = "static-probed";
+
+/// What figures are of.
+struct Ours<'a> {
+    cells: Vec<&'a Cell>,
+    /// Experiments that were asked for and of which there is no block.
+    missing: Vec<&'a str>,
+    summary: &'a Summary,
+}
+
+/// The figures for the arm that is ours, and what probes cost. A figure is reached only if all cells that should have it do,
+/// and were run to their end.
 #[must_use]
 pub fn figures(summary: &Summary, standings: &[Standing]) -> Vec<Figure> {
-    let ours: Vec<&Cell> = summary.cells.iter().filter(|c| c.arm == BALLAST).collect();
-    if ours.is_empty() {
-        return Vec::new();
+    let cells: Vec<&Cell> = summary.cells.iter().filter(|c| c.arm == BALLAST).collect();
+    if cells.is_empty() {
+        return disturbances(summary);
     }
-    let (kills, failed) = (sum(&ours, |c| c.oom_kills.max(c.killed)), sum(&ours, |c| c.failed_allocations));
-    let broken: Vec<&str> = ours.iter().filter(|c| !c.errors.is_empty()).map(|c| c.experiment.as_str()).collect();
-    let but = if broken.is_empty() { String::new() } else { format!("; not known to its end: {}", broken.join(", ")) };
-    let mut figures = vec![Figure {
-        name: "OOM kills and failed allocations, all cells".to_owned(),
-        reach: "0".to_owned(),
-        value: format!("{kills} and {failed}{but}"),
-        reached: (broken.is_empty() || kills + failed > 0).then_some(kills + failed == 0),
-    }];
-    figures.push(worst(&ours, "throughput to static, worst cell", |c| c.throughput_ratio, THROUGHPUT, true));
-    figures.push(worst(&ours, "p99 latency to static, worst cell", |c| c.p99_ratio, P99, false));
-    let ratios: Vec<f64> = ours.iter().filter_map(|c| c.oracle_ratio).collect();
-    let median = stats::median(&ratios);
-    figures.push(Figure {
-        name: "memory held to the oracle's, median cell".to_owned(),
-        reach: format!("at most {ORACLE}"),
-        value: median.map_or("no oracle was found".to_owned(), |m| {
-            format!("{m:.2} over {} of {} cells", ratios.len(), ours.len())
-        }),
-        reached: median.map(|m| m <= ORACLE),
-    });
-    figures.push(against(standings));
-    figures.extend(foreseen(summary, &ours));
+    let asked = summary.run.experiments.keys().map(String::as_str);
+    let mut missing: BTreeSet<&str> = asked.chain(summary.run.left_out.iter().map(|l| left_out_of(l))).collect();
+    missing.retain(|name| summary.cells.iter().all(|c| c.experiment != *name));
+    let ours = Ours { cells, missing: missing.into_iter().collect(), summary };
+    let mut figures = vec![
+        ours.kills(),
+        ours.worst("throughput to static, worst cell", |c| c.throughput_ratio, THROUGHPUT, true),
+        ours.worst("p99 latency to static, worst cell", |c| c.p99_ratio, P99, false),
+        ours.to_oracle(),
+        ours.against(standings),
+    ];
+    figures.extend(ours.foreseen());
+    figures.extend(disturbances(summary));
     figures
 }
 
-/// What following forecasts saves. `None`: nobody did.
-fn foreseen(summary: &Summary, ours: &[&Cell]) -> Option<Figure> {
-    let theirs = |c: &Cell| summary.cells.iter().find(|p| p.arm == PREDICTIVE && p.experiment == c.experiment);
-    let pairs: Vec<(&Cell, &Cell)> = ours.iter().filter_map(|c| Some((theirs(c)?, *c))).collect();
-    if pairs.is_empty() {
-        return None;
+/// The experiment of a block that was left out: `redis 2`, `redis oracle 1`, `redis 1 (and why)`.
+#[must_use]
+pub fn left_out_of(block: &str) -> &str {
+    let block = block.split_once(" (").map_or(block, |(block, _)| block);
+    let name = block.rsplit_once(' ').map_or(block, |(name, _)| name);
+    name.strip_suffix(" oracle").unwrap_or(name)
+}
+
+impl Ours<'_> {
+    /// What is not known, in words; empty when all is.
+    fn but(&self) -> String {
+        let broken = self.cells.iter().filter(|c| !c.errors.is_empty()).map(|c| c.experiment.as_str());
+        let broken: Vec<&str> = broken.collect();
+        let mut but = String::new();
+        if !broken.is_empty() {
+            but.push_str(&format!("; not known to its end: {}", broken.join(", ")));
+        }
+        if !self.missing.is_empty() {
+            but.push_str(&format!("; not run: {}", self.missing.join(", ")));
+        }
+        but
     }
-    let ratios: Vec<f64> = pairs.iter().filter_map(|(p, c)| Some(p.resident_mib? / c.resident_mib?)).collect();
-    let more: u64 = pairs.iter().map(|(p, c)| lost(p).saturating_sub(lost(c))).sum();
-    let median = stats::median(&ratios);
-    let whole = pairs.iter().all(|(p, c)| p.errors.is_empty() && c.errors.is_empty());
-    Some(Figure {
-        name: "memory held with forecasts to that without, median cell".to_owned(),
-        reach: format!("at most {FORESEEN}, no more OOM kills"),
-        value: median.map_or("nothing to compare".to_owned(), |m| {
-            format!("{m:.2} over {} of {} cells, {more} more kills or refusals", ratios.len(), pairs.len())
-        }),
-        reached: if more > 0 { Some(false) } else { median.filter(|_| whole).map(|m| m <= FORESEEN) },
-    })
-}
 
-/// A guest that died took its kernel's counter with it; what the harness saw killed is known all the same.
-fn lost(cell: &Cell) -> u64 {
-    cell.oom_kills.max(cell.killed) + cell.failed_allocations
-}
+    fn whole(&self) -> bool {
+        self.missing.is_empty() && self.cells.iter().all(|c| c.errors.is_empty())
+    }
 
-fn sum(cells: &[&Cell], of: fn(&Cell) -> u64) -> u64 {
-    cells.iter().map(|c| of(c)).sum()
-}
+    fn kills(&self) -> Figure {
+        let sum = |of: fn(&Cell) -> u64| self.cells.iter().map(|c| of(c)).sum::<u64>();
+        let (kills, failed) = (sum(|c| c.oom_kills.max(c.killed)), sum(|c| c.failed_allocations));
+        let unfinished = sum(|c| c.unfinished);
+        let late = if unfinished > 0 { format!("; {unfinished} unfinished") } else { String::new() };
+        Figure {
+            name: "OOM kills and failed allocations, all cells".to_owned(),
+            reach: "0".to_owned(),
+            value: format!("{kills} and {failed}{late}{}", self.but()),
+            reached: if kills + failed + unfinished > 0 { Some(false) } else { self.whole().then_some(true) },
+        }
+    }
 
-fn worst(cells: &[&Cell], name: &str, of: fn(&Cell) -> Option<f64>, bound: f64, at_least: bool) -> Figure {
-    let known = cells.iter().filter_map(|c| Some((of(c)?, c)));
-    let sign = if at_least { 1.0 } else { -1.0 };
-    let worst = known.min_by(|a, b| (sign * a.0).total_cmp(&(sign * b.0)));
-    Figure {
-        name: name.to_owned(),
-        reach: format!("{} {bound}", if at_least { "at least" } else { "at most" }),
-        value: worst.map_or("nothing to compare".to_owned(), |(v, c)| format!("{v:.2} in {}", c.experiment)),
-        reached: worst.map(|(v, _)| if at_least { v >= bound } else { v <= bound }),
+    /// Whether a cell should have a figure: some works have no latencies, and then `static` has none either.
+    fn should_have(&self, cell: &Cell, of: fn(&Cell) -> Option<f64>) -> bool {
+        let reference = self.summary.cells.iter().find(|c| c.arm == STATIC && c.experiment == cell.experiment);
+        reference.is_none_or(|s| of(s).is_some() || s.repetitions == 0 || !s.errors.is_empty())
+    }
+
+    fn worst(&self, name: &str, of: fn(&Cell) -> Option<f64>, bound: f64, at_least: bool) -> Figure {
+        let known: Vec<(f64, &&Cell)> = self.cells.iter().filter_map(|c| Some((of(c)?, c))).collect();
+        let asked = self.cells.iter().filter(|c| of(c).is_some() || self.should_have(c, of)).count();
+        let asked = asked + self.missing.len();
+        let all = known.len() == asked && self.whole();
+        let over = format!("over {} of {asked} cells{}", known.len(), self.but());
+        let sign = if at_least { 1.0 } else { -1.0 };
+        let worst = known.into_iter().min_by(|a, b| (sign * a.0).total_cmp(&(sign * b.0)));
+        let reached = worst.map(|(v, _)| if at_least { v >= bound } else { v <= bound });
+        Figure {
+            name: name.to_owned(),
+            reach: format!("{} {bound}", if at_least { "at least" } else { "at most" }),
+            value: worst
+                .map_or("nothing to compare".to_owned(), |(v, c)| format!("{v:.2} in {}, {over}", c.experiment)),
+            reached: reached.filter(|reached| all || !reached),
+        }
+    }
+
+    fn to_oracle(&self) -> Figure {
+        let searched = |c: &&&Cell| {
+            let file = self.summary.run.experiments.get(&c.experiment);
+            let file = file.and_then(|text| text.parse::<toml::Table>().ok());
+            file.and_then(|file| file.get("oracle")?.as_bool()).unwrap_or(true)
+        };
+        let ratios: Vec<f64> = self.cells.iter().filter_map(|c| c.oracle_ratio).collect();
+        let asked = self.cells.iter().filter(searched).count() + self.missing.len();
+        let median = stats::median(&ratios);
+        let all = ratios.len() == asked && self.whole();
+        Figure {
+            name: "memory held to the oracle's, median cell".to_owned(),
+            reach: format!("at most {ORACLE}"),
+            value: median.map_or("no oracle was found".to_owned(), |m| {
+                format!("{m:.2} over {} of {asked} cells{}", ratios.len(), self.but())
+            }),
+            reached: median.map(|m| m <= ORACLE).filter(|reached| all || !reached),
+        }
+    }
+
+    /// What following forecasts saves. `None`: nobody did.
+    fn foreseen(&self) -> Option<Figure> {
+        let cells = &self.summary.cells;
+        let theirs = |c: &Cell| cells.iter().find(|p| p.arm == PREDICTIVE && p.experiment == c.experiment);
+        let pairs: Vec<(&Cell, &Cell)> = self.cells.iter().filter_map(|c| Some((theirs(c)?, *c))).collect();
+        if pairs.is_empty() {
+            return None;
+        }
+        let ratios: Vec<f64> = pairs.iter().filter_map(|(p, c)| Some(p.resident_mib? / c.resident_mib?)).collect();
+        let more: u64 = pairs.iter().map(|(p, c)| lost(p).saturating_sub(lost(c))).sum();
+        let median = stats::median(&ratios);
+        let whole = self.whole() && ratios.len() == pairs.len() && pairs.iter().all(|(p, _)| p.errors.is_empty());
+        Some(Figure {
+            name: "memory held with forecasts to that without, median cell".to_owned(),
+            reach: format!("at most {FORESEEN}, no more OOM kills"),
+            value: median.map_or("nothing to compare".to_owned(), |m| {
+                format!("{m:.2} over {} of {} cells, {more} more kills or refusals", ratios.len(), pairs.len())
+            }),
+            reached: if more > 0 { Some(false) } else { median.filter(|_| whole).map(|m| m <= FORESEEN) },
+        })
+    }
+
+    fn against(&self, standings: &[Standing]) -> Figure {
+        let lost: Vec<String> = standings
+            .iter()
+            .filter(|s| s.place == Place::Lost)
+            .map(|s| format!("{} to {} ({})", s.experiment, s.rival, s.why))
+            .collect();
+        let count = |place| standings.iter().filter(|s| s.place == place).count();
+        let unknown = count(Place::Unknown);
+        let places = format!(
+            "ahead {}, level {}, behind inside the noise {}, unknown {unknown}, lost {}",
+            count(Place::Ahead),
+            count(Place::Level),
+            count(Place::Behind),
+            lost.len()
+        );
+        let all = !standings.is_empty() && unknown == 0 && self.whole();
+        Figure {
+            name: "against each rival in each cell".to_owned(),
+            reach: "no more OOM kills, on the frontier".to_owned(),
+            value: if lost.is_empty() { places } else { format!("{places}: {}", lost.join("; ")) },
+            reached: if lost.is_empty() { all.then_some(true) } else { Some(false) },
+        }
     }
 }
 
-fn against(standings: &[Standing]) -> Figure {
-    let lost: Vec<String> = standings
-        .iter()
-        .filter(|s| s.place == Place::Lost)
-        .map(|s| format!("{} to {} ({})", s.experiment, s.rival, s.why))
-        .collect();
-    let count = |place| standings.iter().filter(|s| s.place == place).count();
-    let places = format!(
-        "ahead {}, level {}, behind inside the noise {}, lost {}",
-        count(Place::Ahead),
-        count(Place::Level),
-        count(Place::Behind),
-        lost.len()
-    );
+/// What measuring the service level costs what it measures, where a run has the arm that does nothing else.
+fn disturbances(summary: &Summary) -> Vec<Figure> {
+    let probed = summary.cells.iter().filter(|c| c.arm == STATIC_PROBED);
+    probed.map(disturbance).collect()
+}
+
+fn disturbance(probed: &Cell) -> Figure {
+    let interval = probed.ci.get("throughput_ratio").filter(|_| probed.errors.is_empty() && probed.repetitions > 1);
+    let bounds = interval.map_or(", its noise is unknown".to_owned(), |i| format!(" [{:.2}, {:.2}]", i.low, i.high));
     Figure {
-        name: "against each rival in each cell".to_owned(),
-        reach: "no more OOM kills, on the frontier".to_owned(),
-        value: if lost.is_empty() { places } else { format!("{places}: {}", lost.join("; ")) },
-        reached: (!standings.is_empty()).then_some(lost.is_empty()),
+        name: "iperf3's own disturbance: throughput with probes to without".to_owned(),
+        reach: "at most 2 % less".to_owned(),
+        value: probed
+            .throughput_ratio
+            .map_or("nothing to compare".to_owned(), |r| format!("{r:.2}{bounds} in {}", probed.experiment)),
+        reached: match interval {
+            Some(i) if i.low >= PROBED => Some(true),
+            Some(i) if i.high < PROBED => Some(false),
+            _ => None,
+        },
     }
 }
 
@@ -163,15 +260,17 @@ pub fn standings(summary: &Summary, blocks: &[Block]) -> Vec<Standing> {
     for experiment in experiments(blocks) {
         let cell = |arm: &str| summary.cells.iter().find(|c| c.experiment == experiment.name && c.arm == arm);
         let Some(ours) = cell(BALLAST) else { continue };
-        for rival in experiment.arms().into_iter().filter(|a| is_rival(a)) {
-            let Some(theirs) = cell(rival) else { continue };
-            let figure =
-                |ratios: &[Vec<f64>]| Some((stats::median(&ratios.concat())?, stats::interval(ratios, stats::median)));
+        for rival in experiment.arms() {
+            let Some(theirs) = cell(rival).filter(|c| is_rival(c)) else { continue };
             let blocks = &experiment.blocks;
-            let memory = figure(&pairs::resident(blocks, rival, BALLAST));
-            let throughput = figure(&pairs::paired(blocks, rival, BALLAST, pairs::throughput));
+            let memory = figure(&pairs::resident(blocks, rival, BALLAST), pairs::ratio_of_means);
+            let ratios = pairs::paired(blocks, rival, BALLAST, pairs::throughput);
+            let throughput = figure(&ratios, stats::median);
             let noise = pairs::noise(blocks, pairs::throughput);
-            let (place, why) = place(ours, theirs, memory, throughput, noise);
+            let (place, mut why) = place(ours, theirs, memory, throughput, noise);
+            if stats::repetitions(&ratios) == 1 {
+                why.push_str(", in one repetition");
+            }
             standings.push(Standing {
                 experiment: experiment.name.to_owned(),
                 rival: rival.to_owned(),
@@ -187,21 +286,32 @@ pub fn standings(summary: &Summary, blocks: &[Block]) -> Vec<Standing> {
 
 type Ratio = Option<(f64, Option<Interval>)>;
 
+fn figure<T: Copy>(repetitions: &[Vec<T>], statistic: fn(&[T]) -> Option<f64>) -> Ratio {
+    Some((statistic(&repetitions.concat())?, stats::interval(repetitions, statistic)))
+}
+
 fn place(ours: &Cell, theirs: &Cell, memory: Ratio, throughput: Ratio, noise: f64) -> (Place, String) {
-    let (ours, theirs) = (lost(ours), lost(theirs));
-    if ours > theirs {
-        return (Place::Lost, format!("ours killed or refused {ours}, it {theirs}"));
+    let (our_loss, their_loss) = (lost(ours), lost(theirs));
+    if our_loss > their_loss {
+        return (Place::Lost, format!("ours killed or refused {our_loss}, it {their_loss}"));
     }
-    if theirs > ours {
-        return (Place::Ahead, format!("it killed or refused {theirs}, ours {ours}"));
+    if !ours.errors.is_empty() {
+        return (Place::Unknown, "ours ended early".to_owned());
+    }
+    if their_loss > our_loss {
+        return (Place::Ahead, format!("it killed or refused {their_loss}, ours {our_loss}"));
+    }
+    if !theirs.errors.is_empty() {
+        return (Place::Unknown, "it ended early".to_owned());
     }
     let (Some((m, m_interval)), Some((t, t_interval))) = (memory, throughput) else {
-        return (Place::Level, "nothing to compare".to_owned());
+        return (Place::Unknown, "nothing to compare".to_owned());
     };
     // Adding 0 makes a plain 0 of a negative one.
     let percent = |ratio: f64| ((ratio - 1.0) * 100.0).round() + 0.0;
     let why = format!("it holds {:+.0} % memory, does {:+.0} % work", percent(m), percent(t));
     let place = match (stats::difference(m, m_interval, 1.0), stats::difference(t, t_interval, noise)) {
+        (Difference::Unknown, _) | (_, Difference::Unknown) => Place::Unknown,
         (Difference::Less, Difference::More) => Place::Lost,
         (Difference::More, Difference::Less | Difference::None) | (Difference::None, Difference::Less) => Place::Ahead,
         _ if m < 1.0 && t > 1.0 => Place::Behind,

@@ -2,7 +2,9 @@
 
 use crate::lab::results::{ArmRun, Block, PhaseRun, STATIC};
 use crate::lab::stats;
+use crate::lab::watch;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// A quantity of a phase; `None` where the phase has none.
 pub type Measure = fn(&PhaseRun) -> Option<f64>;
@@ -81,14 +83,108 @@ pub fn resident_mib(arm: &ArmRun) -> Option<f64> {
     guests.sum()
 }
 
-/// Ratios of what the host held, one value per repetition.
+/// What the host held over some time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Held {
+    mib_s: f64,
+    seconds: f64,
+}
+
+/// What it held on average over all of these times, MiB.
 #[must_use]
-pub fn resident(blocks: &[&Block], of: &str, to: &str) -> Vec<Vec<f64>> {
-    let pair = |b: &&Block| {
-        let to = resident_mib(arm(b, to)?).filter(|v| *v > 0.0)?;
-        Some(vec![resident_mib(arm(b, of)?)? / to])
+pub fn mean_held(held: &[Held]) -> Option<f64> {
+    let (mib_s, seconds) = held.iter().fold((0.0, 0.0), |sum, h| (sum.0 + h.mib_s, sum.1 + h.seconds));
+    (seconds > 0.0).then(|| mib_s / seconds)
+}
+
+/// One arm's to the other's, each on average over all of these times.
+#[must_use]
+pub fn ratio_of_means(held: &[(Held, Held)]) -> Option<f64> {
+    let (of, to): (Vec<Held>, Vec<Held>) = held.iter().copied().unzip();
+    let to = mean_held(&to).filter(|v| *v > 0.0)?;
+    Some(mean_held(&of)? / to)
+}
+
+/// What the host held for all guests of an arm within a span. `None` when it ended early, or nothing was seen of it then.
+fn held_within(arm: &ArmRun, span: &Range<f64>) -> Option<Held> {
+    if arm.error.is_some() {
+        return None;
+    }
+    let seen: Vec<(f64, f64)> = arm.guests.iter().map(|g| watch::held(&g.series, span.clone())).collect();
+    // Guests are looked at together; a sum of means does not mind where one look is missing.
+    let mib = seen.iter().map(|(gib_s, seconds)| gib_s * 1024.0 / seconds).sum::<f64>();
+    let seconds = seen.iter().map(|(_, seconds)| *seconds).fold(0.0, f64::max);
+    (mib.is_finite() && seconds > 0.0).then_some(Held { mib_s: mib * seconds, seconds })
+}
+
+/// The rounds of a block: from where its first arm begins a phase to where the first begins the next; the last one has no
+/// end. All arms have a turn in each.
+fn rounds(block: &Block) -> Vec<Range<f64>> {
+    let mut begins = BTreeMap::<usize, f64>::new();
+    for phase in block.arms.iter().flat_map(|a| &a.phases) {
+        let first = begins.entry(phase.index).or_insert(phase.began_s);
+        *first = first.min(phase.began_s);
+    }
+    let begins: Vec<f64> = begins.into_values().collect();
+    let ends = begins.iter().skip(1).copied().chain([f64::INFINITY]);
+    begins.iter().copied().zip(ends).map(|(from, to)| from..to).collect()
+}
+
+/// What an arm held, one vector per repetition, one value per round; one for all of a repetition whose looks are not known.
+#[must_use]
+pub fn held(blocks: &[&Block], name: &str) -> Vec<Vec<Held>> {
+    let of_block = |b: &&Block| {
+        let arm = arm(b, name)?;
+        let rounds: Vec<Held> = rounds(b).iter().filter_map(|span| held_within(arm, span)).collect();
+        if rounds.is_empty() { Some(vec![whole(arm)?]) } else { Some(rounds) }
     };
-    blocks.iter().filter_map(pair).collect()
+    blocks.iter().filter_map(of_block).collect()
+}
+
+/// The same of two arms, paired by round.
+#[must_use]
+pub fn resident(blocks: &[&Block], of: &str, to: &str) -> Vec<Vec<(Held, Held)>> {
+    let of_block = |b: &&Block| {
+        let (of, to) = (arm(b, of)?, arm(b, to)?);
+        let pair = |span: &Range<f64>| Some((held_within(of, span)?, held_within(to, span)?));
+        let rounds: Vec<_> = rounds(b).iter().filter_map(pair).collect();
+        if rounds.is_empty() { Some(vec![(whole(of)?, whole(to)?)]) } else { Some(rounds) }
+    };
+    blocks.iter().filter_map(of_block).collect()
+}
+
+fn whole(arm: &ArmRun) -> Option<Held> {
+    let seconds = watched_s(arm);
+    Some(Held { mib_s: resident_mib(arm)? * seconds, seconds })
+}
+
+/// How long its guests were watched, seconds.
+#[must_use]
+pub fn watched_s(arm: &ArmRun) -> f64 {
+    arm.guests.iter().map(|g| g.totals.watched_s).fold(0.0, f64::max)
+}
+
+/// What an arm held while its own phases ran, by place in the file.
+fn while_busy(arm: &ArmRun) -> BTreeMap<(usize, &str), Held> {
+    let held = |p: &PhaseRun| held_within(arm, &(p.began_s..p.began_s + p.took_s));
+    arm.phases.iter().filter_map(|p| Some(((p.index, p.guest.as_str()), held(p)?))).collect()
+}
+
+/// What an arm held while its own phases ran, one vector per repetition, one value per phase.
+#[must_use]
+pub fn busy(blocks: &[&Block], name: &str) -> Vec<Vec<Held>> {
+    blocks.iter().filter_map(|b| Some(while_busy(arm(b, name)?).into_values().collect())).collect()
+}
+
+/// The same of two arms, each while its own ran, paired by phase.
+#[must_use]
+pub fn resident_busy(blocks: &[&Block], of: &str, to: &str) -> Vec<Vec<(Held, Held)>> {
+    let of_block = |b: &&Block| {
+        let reference = while_busy(arm(b, to)?);
+        let mine = while_busy(arm(b, of)?).into_iter();
+        Some(mine.filter_map(|(place, held)| Some((held, *reference.get(&place)?))).collect())
+    };
+    blocks.iter().filter_map(of_block).collect()
 }
 
 /// How far `static` is from itself, as a factor of at least 1: the ratios between its own repetitions, 95 % of them

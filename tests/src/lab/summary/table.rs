@@ -2,6 +2,7 @@
 
 use super::Figure;
 use crate::lab::results::{Cell, Interval, Oracle, Summary};
+use crate::lab::stats;
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
@@ -10,20 +11,11 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 pub fn table(summary: &Summary, figures: &[Figure]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header([
-        "experiment",
-        "arm",
-        "runs",
-        "OOM kills",
-        "refused",
-        "killed",
-        "stalls",
-        "throughput",
-        "p99",
-        "worst stall",
-        "memory",
-        "of oracle",
-    ]);
+    let late = summary.cells.iter().any(|c| c.unfinished > 0);
+    let mut header = vec!["experiment", "arm", "runs", "OOM kills", "refused", "killed"];
+    header.extend(late.then_some("unfinished"));
+    header.extend(["stalls", "throughput", "p99", "worst stall", "memory", "busy", "of oracle"]);
+    table.set_header(header);
     let mut last = "";
     for cell in &summary.cells {
         let new = cell.experiment != last;
@@ -31,20 +23,26 @@ pub fn table(summary: &Summary, figures: &[Figure]) -> String {
             table.add_row([""]);
         }
         last = &cell.experiment;
-        table.add_row([
+        let mut row = vec![
             if new { cell.experiment.clone() } else { String::new() },
             cell.arm.clone(),
             cell.repetitions.to_string(),
             count(cell.oom_kills),
             count(cell.failed_allocations),
             count(cell.killed),
+        ];
+        row.extend(late.then(|| count(cell.unfinished)));
+        let percent = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |r| format!("{:.0} %", r * 100.0));
+        row.extend([
             cell.totals.allocation_stalls.to_string(),
             with_interval(cell, "throughput_ratio", cell.throughput_ratio),
             with_interval(cell, "p99_ratio", cell.p99_ratio),
             cell.worst_stall_ms.map_or("-".to_owned(), |ms| format!("{ms:.0} ms")),
-            cell.resident_ratio.map_or("-".to_owned(), |r| format!("{:.0} %", r * 100.0)),
+            percent(cell.resident_ratio),
+            percent(cell.resident_busy_ratio),
             cell.oracle_ratio.map_or("-".to_owned(), |r| format!("{r:.2}")),
         ]);
+        table.add_row(row);
     }
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -53,12 +51,17 @@ pub fn table(summary: &Summary, figures: &[Figure]) -> String {
         return "no experiment came to a result\n".to_owned();
     }
     let mut text = format!("{table}\n");
-    text.push_str("\nThroughput, p99 and memory are medians of ratios to static, paired by repetition and phase; [95 % interval];\n");
-    text.push_str("= no difference from static. Stalls are allocations that waited for reclaim, all guests and runs. Memory is what the host held, mean over time.\n");
+    text.push_str("\nThroughput and p99 are medians of ratios to static, paired by repetition and phase; [95 % interval]; = no difference from\n");
+    text.push_str("static, which one repetition cannot tell. Stalls are allocations that waited for reclaim, all guests and runs. Memory is what\n");
+    text.push_str("the host held, mean over time, to static's; busy: while the arm's own phases ran.\n");
+    text.extend(turns(summary).map(|turns| format!("{turns}\n")));
     for cell in &summary.cells {
         for error in &cell.errors {
             text.push_str(&format!("ended early: {} {}, {error}\n", cell.experiment, cell.arm));
         }
+    }
+    for block in &summary.run.left_out {
+        text.push_str(&format!("left out for lack of time: {block}\n"));
     }
     if !summary.oracles.is_empty() {
         text.push('\n');
@@ -70,6 +73,18 @@ pub fn table(summary: &Summary, figures: &[Figure]) -> String {
         text.push_str(&format!("\n{}\n", asked(figures)));
     }
     text.lines().map(|l| format!("{}\n", l.trim_end())).collect()
+}
+
+/// How much of the time arms worked. `None` when nothing was watched.
+#[must_use]
+pub fn turns(summary: &Summary) -> Option<String> {
+    let shares: Vec<f64> = summary.cells.iter().filter_map(|c| Some(100.0 * c.busy_share?)).collect();
+    let median = stats::median(&shares)?;
+    let (low, high) = shares.iter().fold((f64::MAX, 0.0_f64), |(low, high), s| (low.min(*s), high.max(*s)));
+    Some(format!(
+        "an arm's own phases ran in {median:.0} % of the time (median; {low:.0} to {high:.0}); in the rest its guests were idle while \
+         others had their turn"
+    ))
 }
 
 fn asked(figures: &[Figure]) -> Table {
@@ -104,11 +119,15 @@ fn with_interval(cell: &Cell, name: &str, value: Option<f64>) -> String {
 /// One line.
 #[must_use]
 pub fn oracle_in_words(oracle: &Oracle) -> String {
-    let lost = match &oracle.lost_at {
-        Some((mib, why)) => format!("{mib} MiB lost: {why}"),
-        None => "the smallest size tried".to_owned(),
+    let Oracle { size_mib, resident_mib, lost_at } = oracle;
+    let found = match lost_at {
+        Some((mib, why)) => format!(
+            "between {mib} MiB a guest, which lost ({why}), and {size_mib} MiB, which did not; each size was tried once, so that \
+             it is rather too large"
+        ),
+        None => format!("at most {size_mib} MiB a guest, the smallest size tried; each was tried once"),
     };
-    format!("{} MiB a guest, {:.0} MiB held in all ({lost})", oracle.size_mib, oracle.resident_mib)
+    format!("{found}; {resident_mib:.0} MiB held in all")
 }
 
 /// One line per cell, units in the names, empty where there is no value.
@@ -152,6 +171,11 @@ pub fn csv(summary: &Summary) -> Result<Vec<u8>> {
             "sign_to_first_mib_ms_p99",
             "over_budget_mib_s",
             "errors",
+            "law",
+            "unfinished",
+            "busy_share",
+            "resident_busy_mib",
+            "resident_busy_ratio",
         ]
         .map(str::to_owned),
     );
@@ -211,6 +235,11 @@ fn line(cell: &Cell, with_interval: &[&str]) -> Vec<String> {
         number(cell.sign_to_first_mib_ms.map(|s| s.1)),
         number(cell.over_budget_mib_s),
         cell.errors.join("; "),
+        cell.law.clone(),
+        cell.unfinished.to_string(),
+        number(cell.busy_share),
+        number(cell.resident_busy_mib),
+        number(cell.resident_busy_ratio),
     ]);
     line
 }
