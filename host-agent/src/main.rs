@@ -5,7 +5,8 @@
 mod commands;
 
 use anyhow::{Context, Result};
-use clap::{CommandFactory, Parser, Subcommand};
+use ballast_host::control::Problem;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use commands::{Ask, SOCKET, generate, operate};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -76,7 +77,7 @@ enum Command {
         /// The configuration.
         #[arg(long, short, default_value = CONFIG)]
         config: PathBuf,
-        /// Print JSON.
+        /// Print JSON; what goes wrong too, on stderr.
         #[arg(long)]
         json: bool,
     },
@@ -84,7 +85,7 @@ enum Command {
     Replay {
         /// The journal.
         journal: PathBuf,
-        /// Print JSON.
+        /// Print JSON; what goes wrong too, on stderr.
         #[arg(long)]
         json: bool,
     },
@@ -119,13 +120,28 @@ const MANUAL: &[generate::Section<'_>] = &[
 ];
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match run(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("ballast-host: {error:#}");
+            let error = format!("{error:#}");
+            // As the control socket's own answers have it.
+            match serde_json::to_string(&Problem { error: error.clone() }) {
+                Ok(json) if wants_json(&matches) => eprintln!("{json}"),
+                _ => eprintln!("ballast-host: {error}"),
+            }
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether the command, or the command of the command, was given `--json`.
+fn wants_json(matches: &ArgMatches) -> bool {
+    matches.subcommand().is_some_and(|(_, command)| {
+        command.try_get_one("json").is_ok_and(|given: Option<&bool>| given.copied().unwrap_or(false))
+            || wants_json(command)
+    })
 }
 
 fn run(command: Command) -> Result<ExitCode> {

@@ -24,7 +24,7 @@ use crate::prober::ProbeStatus;
 use ballast_planner::{
     Action, HostStatus, LawName, Notice, Planner, Reason, Vm, VmName, VmStatus, shortfall_text, source_name,
 };
-use ballast_protocol::{Bytes, Demand, Micros, Relief, Verdict};
+use ballast_protocol::{Bytes, Demand, Micros, Relief, Shortfall, Verdict};
 use prometheus::{Histogram, HistogramOpts};
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
@@ -69,14 +69,30 @@ pub struct Totals {
     pub orders_refused: u64,
     /// Demands granted in full, in part, and not at all.
     pub answers: [u64; 3],
-    /// Why they were not granted in full.
-    pub shortfalls: BTreeMap<&'static str, u64>,
+    /// Why they were not granted in full, as [`SHORTFALLS`].
+    pub shortfalls: [u64; SHORTFALLS.len()],
     /// Times that the agent was silent or gone.
     pub silences: u64,
 }
 
 /// The names of [`Totals::answers`].
 pub const VERDICTS: [&str; 3] = ["granted", "partly", "refused"];
+
+/// All reasons for which a demand is not granted in full.
+pub const SHORTFALLS: [Shortfall; 5] =
+    [Shortfall::AtMaximum, Shortfall::HostShort, Shortfall::NoBalloon, Shortfall::Held, Shortfall::Distrusted];
+
+/// The variant's name, for labels.
+#[must_use]
+pub const fn shortfall_name(why: Shortfall) -> &'static str {
+    match why {
+        Shortfall::AtMaximum => "at_maximum",
+        Shortfall::HostShort => "host_short",
+        Shortfall::NoBalloon => "no_balloon",
+        Shortfall::Held => "held",
+        Shortfall::Distrusted => "distrusted",
+    }
+}
 
 /// How long things take. A clone shows the same counts.
 #[derive(Clone, Debug)]
@@ -258,8 +274,8 @@ impl Metrics {
                     Verdict::Refused(why) => (2, Some(*why)),
                 };
                 totals.answers[place] += 1;
-                if let Some(why) = why {
-                    *totals.shortfalls.entry(shortfall_text(why)).or_default() += 1;
+                if let Some(place) = why.and_then(|why| SHORTFALLS.iter().position(|s| *s == why)) {
+                    totals.shortfalls[place] += 1;
                 }
                 let asked = self.asked.get(vm).and_then(|a| a.iter().rev().find(|a| a.demand.id == *demand));
                 if let Some(Asked { demand, .. }) = asked {
@@ -376,6 +392,20 @@ mod tests {
         assert_eq!(variant(&Reason::SelfDeflated), "self_deflated");
         assert_eq!(variant(&Reason::Undo(Trouble::OomKill)), "undo");
         assert_eq!(variant(&Reason::Law { law: LawName::Mom, why: "\"evil\n".into() }), "law");
+    }
+
+    #[test]
+    fn every_shortfall_is_counted_under_its_variant_s_name() {
+        let mut metrics = Metrics::default();
+        let vm = VmName::from("web");
+        for (n, why) in SHORTFALLS.into_iter().enumerate() {
+            assert_eq!(variant(&why), shortfall_name(why));
+            for _ in 0..=n {
+                let verdict = Verdict::Refused(why);
+                metrics.decided(Micros::ZERO, &Action::Answer { vm: vm.clone(), demand: 1, verdict }, None);
+            }
+        }
+        assert_eq!(metrics.totals(&vm).shortfalls, [1, 2, 3, 4, 5]);
     }
 
     #[test]

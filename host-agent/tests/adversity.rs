@@ -130,8 +130,7 @@ async fn a_fleet_that_reconnects_all_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_under_the_journal() {
     if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: only root may mount the small disk; run the tests as root");
-        return;
+        return common::skipped("only root may mount the small disk; run the tests as root");
     }
     let folder = folder();
     let path = folder.path();

@@ -209,6 +209,8 @@ fn a_qemu_that_hangs_holds_up_no_other_vm() {
     assert_eq!(listed.iter().map(|(n, s, _)| (n, *s)).collect::<Vec<_>>(), [(&a, State::Hung), (&b, State::Running)]);
     assert_eq!(listed[0].2, SIZE, "what it keeps is known all the same");
 
+    // What was told when it was left alone.
+    while events.try_recv().is_ok() {}
     libvirtd.signal_qemu("a", "CONT");
     expect_event(&mut events, "a", |w| *w == What::Changed, "Changed");
     libvirt.order(&a, SMALLER).unwrap();

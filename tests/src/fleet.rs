@@ -15,10 +15,12 @@ mod agent;
 mod cost;
 mod guest;
 mod monitor;
+mod scrape;
 mod tally;
 mod vm;
 
 pub use cost::{Cost, Usage};
+pub use scrape::Scrapes;
 pub use tally::{Promise, Quantiles, Tally};
 
 use crate::children::Folder;
@@ -124,7 +126,8 @@ impl Fleet {
         Ok(Self { commands: Some(commands), thread: Some(thread), tally, sizes, folder })
     }
 
-    /// A configuration of `ballast-host` that manages all of it, with more memory than all can ask for.
+    /// A configuration of `ballast-host` that manages all of it, with more memory than all can ask for, and with metrics
+    /// and page on as everywhere by default.
     #[must_use]
     pub fn config(&self) -> Table {
         let vm = |(n, (min, _)): (usize, &(Bytes, Bytes))| {
@@ -140,7 +143,12 @@ impl Fleet {
         let all: Bytes = self.sizes.iter().map(|(_, max)| *max).sum();
         let budget = format!("{}MiB", 2 * all.as_mib());
         let host = Table::from_iter([("budget".to_owned(), budget.into())]);
-        Table::from_iter([("vm".to_owned(), vms.into()), ("host".to_owned(), host.into())])
+        let metrics = Table::from_iter([("listen".to_owned(), "127.0.0.1:0".into())]);
+        Table::from_iter([
+            ("vm".to_owned(), vms.into()),
+            ("host".to_owned(), host.into()),
+            ("metrics".to_owned(), metrics.into()),
+        ])
     }
 
     /// Waits until every VM has a session; returns how long that took.

@@ -7,6 +7,7 @@ use crate::paths;
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::Signal;
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -179,6 +180,16 @@ impl HostAgent {
     pub fn pid(&mut self) -> Option<u32> {
         let process = self.process.as_mut()?;
         process.ended().is_none().then(|| process.pid())
+    }
+
+    /// Where its metrics and its page are, by its log.
+    ///
+    /// # Errors
+    /// It has none: they are off unless the configuration says otherwise.
+    pub fn page(&self) -> Result<SocketAddr> {
+        let log = std::fs::read_to_string(self.log_path())?;
+        let page = log.rsplit_once("page=\"http://").and_then(|(_, rest)| rest.split('/').next()?.parse().ok());
+        page.with_context(|| format!("ballast-host serves no metrics\n{}", self.log()))
     }
 
     /// Where it keeps its state.

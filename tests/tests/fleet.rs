@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use ballast_tests::HostAgent;
-use ballast_tests::fleet::{Fleet, Promise, Quantiles, Tally};
+use ballast_tests::fleet::{Fleet, Promise, Quantiles, Scrapes, Tally};
 use std::time::{Duration, Instant};
 
 const VMS: usize = 200;
@@ -41,7 +41,9 @@ fn come_to_rest(fleet: &Fleet) {
 fn two_hundred_vms_are_served_and_no_promise_is_broken() {
     let (fleet, host) = start(1);
     fleet.burst(true);
-    std::thread::sleep(Duration::from_secs(10));
+    // Scraped meanwhile, as a fleet is.
+    let scrapes = Scrapes::take(host.page().unwrap(), Duration::from_secs(10)).unwrap();
+    assert!(scrapes.text.contains(&format!("\nballast_vms {VMS}\n")), "{}", scrapes.text);
     come_to_rest(&fleet);
 
     let tally = fleet.tally();

@@ -29,7 +29,7 @@ pub struct Ask {
     /// The daemon's configuration.
     #[arg(long, short, default_value = CONFIG)]
     config: PathBuf,
-    /// Print JSON.
+    /// Print JSON; what goes wrong too, on stderr.
     #[arg(long)]
     json: bool,
 }

@@ -5,6 +5,7 @@ use crate::config::{Address, Config, Overrides};
 use crate::hypervisor::{self, BalloonStatistics, Hypervisor, METADATA, VmFacts};
 use ballast_planner::VmName;
 use ballast_protocol::Bytes;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -18,11 +19,17 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
     let (events, _) = unbounded_channel();
     let mut all = Vec::new();
     // A monitor serves one client, and the daemon's is the right one.
-    let daemon_runs = UnixStream::connect(&config.daemon.control_socket).is_ok();
+    let daemon = Daemon::find(&config.daemon.control_socket);
+    if let Daemon::Hidden(error) = &daemon {
+        all.push(hidden(config, error));
+    }
     for vm in &config.vms {
         let Some(socket) = &vm.qmp else { continue };
-        if daemon_runs {
-            all.push(Check::ok(title(&vm.name, "monitor"), "the running daemon holds it: see `ballast-host status`"));
+        if !matches!(daemon, Daemon::Absent) {
+            if matches!(daemon, Daemon::Runs) {
+                let what = "the running daemon holds it: see `ballast-host status`";
+                all.push(Check::ok(title(&vm.name, "monitor"), what));
+            }
             all.push(agent(config, &vm.name, None));
             continue;
         }
@@ -37,6 +44,32 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
     }
     all.extend(libvirt(config, &events));
     all
+}
+
+/// What the control socket tells of a daemon.
+enum Daemon {
+    Runs,
+    Absent,
+    /// There is a socket, and who runs this may not ask.
+    Hidden(std::io::Error),
+}
+
+impl Daemon {
+    fn find(socket: &Path) -> Self {
+        match UnixStream::connect(socket) {
+            Ok(_) => Self::Runs,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Self::Absent,
+            Err(error) => Self::Hidden(error),
+        }
+    }
+}
+
+fn hidden(config: &Config, error: &std::io::Error) -> Check {
+    let socket = config.daemon.control_socket.display();
+    let what = format!("{socket}: {error}: a daemon seems to run, which you may not ask; VMs' monitors are left to it");
+    let group = config.daemon.control_group.as_ref();
+    let group = group.map_or("its group".to_owned(), |group| format!("the group `{group}`"));
+    Check::warn("control socket", what, format!("`sudo ballast-host doctor`, or have yourself added to {group}"))
 }
 
 #[cfg(feature = "libvirt")]
@@ -105,7 +138,9 @@ fn unreachable_vm(vm: &VmName, socket: &Path, error: &hypervisor::Error) -> Chec
 /// Judges one VM.
 fn vm_checks(config: &Config, facts: &VmFacts, statistics: Statistics) -> Vec<Check> {
     let vm = &facts.name;
-    let settings = config.settings(vm);
+    let said = facts.metadata.clone().and_then(|all| Overrides::from_elements(&all));
+    let merged = said.and_then(|said| config.settings_with(vm, &said));
+    let settings = merged.clone().unwrap_or_else(|_| config.settings(vm));
     let mut all = Vec::new();
     if facts.has_balloon {
         let what = format!("keeps {} of {}", facts.actual, facts.max);
@@ -120,17 +155,12 @@ fn vm_checks(config: &Config, facts: &VmFacts, statistics: Statistics) -> Vec<Ch
             "libvirt: <memballoon model='virtio' autodeflate='on'/>; QEMU: -device virtio-balloon-pci,deflate-on-oom=on",
         ));
     }
-    let said = facts.metadata.clone().and_then(|all| Overrides::from_elements(&all));
-    let settings = match said.and_then(|said| config.settings_with(vm, &said)) {
-        Ok(settings) => settings,
-        Err(problem) => {
-            let mend = format!(
-                "`virsh metadata {vm} {METADATA} --edit --key ballast`; packaging/domain.xml shows what can be said"
-            );
-            all.push(Check::warn(title(vm, "metadata"), format!("not used: {problem}"), mend));
-            settings
-        }
-    };
+    if let Err(problem) = &merged {
+        let mend = format!(
+            "`virsh metadata {vm} {METADATA} --edit --key ballast`; packaging/domain.xml shows what can be said"
+        );
+        all.push(Check::warn(title(vm, "metadata"), format!("not used: {problem}"), mend));
+    }
     let least = settings.min.max(facts.min_guarantee.unwrap_or(Bytes::ZERO));
     if facts.max != Bytes::ZERO && least > facts.max {
         all.push(Check::fail(
@@ -294,6 +324,9 @@ mod tests {
             assert_eq!(state_of(&libvirt, &off, "deflate-on-oom"), Some(State::Fail));
             let accepted = config("[libvirt]\n[defaults]\nallow-without-deflate-on-oom = true");
             assert_eq!(state_of(&accepted, &off, "deflate-on-oom"), Some(State::Ok));
+            // The domain may say so too.
+            let exempt = VmFacts { metadata: Ok(vec![("exempt".to_owned(), "true".to_owned())]), ..off };
+            assert_eq!(state_of(&libvirt, &exempt, "deflate-on-oom"), Some(State::Ok));
         }
         let off = VmFacts { free_page_reporting: Some(false), ..facts() };
         assert_eq!(state_of(&libvirt, &off, "reporting"), Some(State::Warn));
@@ -328,6 +361,22 @@ mod tests {
         let all = checks(&config(HYBRID));
         assert_eq!(all.iter().map(|c| c.state).collect::<Vec<_>>(), [State::Warn, State::Warn], "{all:?}");
         assert!(all[0].what.contains("the VM is off"), "{all:?}");
+    }
+
+    #[test]
+    fn a_monitor_is_dialled_only_where_no_daemon_can_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("control");
+        assert!(matches!(Daemon::find(&socket), Daemon::Absent), "nothing is there");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert!(matches!(Daemon::find(&socket), Daemon::Runs));
+        drop(listener);
+        assert!(matches!(Daemon::find(&socket), Daemon::Absent), "left behind by one that was killed");
+        // Any other answer, here that the path leads through a file.
+        assert!(matches!(Daemon::find(&socket.join("control")), Daemon::Hidden(_)));
+        let text = format!("[daemon]\ncontrol-socket = \"{}/control\"\n{HYBRID}", socket.display());
+        let all = checks(&config(&text));
+        assert_eq!(all.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["control socket", "VM a: agent"]);
     }
 
     #[cfg(feature = "libvirt")]

@@ -5,12 +5,12 @@
 //! because `increase()` sees nothing in a counter that begins at one. What is not known has no sample: a zero would be a
 //! statement.
 
-use super::{Direction, Seen, Snapshot, VERDICTS};
+use super::{Direction, SHORTFALLS, Seen, Snapshot, VERDICTS, shortfall_name};
 use ballast_planner::source_name;
 use ballast_protocol::Bytes;
-use prometheus::TextEncoder;
 use prometheus::core::Collector;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Result, TextEncoder};
 
 /// The content type.
 pub const FORMAT: &str = prometheus::TEXT_FORMAT;
@@ -127,27 +127,32 @@ fn count(count: u64) -> Option<f64> {
 
 type Labels<'a> = &'a [(&'static str, &'a str)];
 
-/// Families in the order they are added.
+/// The text as far as it is. Each family is written as soon as it is whole: those of a thousand VMs together take
+/// several times the memory of their text, and the process would keep it.
 #[derive(Default)]
-struct Families(Vec<MetricFamily>);
+struct Text(String);
 
-impl Families {
-    fn add(&mut self, kind: MetricType, name: &str, help: &str, metrics: Vec<Metric>) {
+impl Text {
+    fn add(&mut self, kind: MetricType, name: &str, help: &str, metrics: Vec<Metric>) -> Result<()> {
         // The encoder refuses a family without samples.
         if metrics.is_empty() {
-            return;
+            return Ok(());
         }
         let mut family = MetricFamily::default();
         family.set_name(name.to_owned());
         family.set_help(help.to_owned());
         family.set_field_type(kind);
         family.set_metric(metrics);
-        self.0.push(family);
+        self.write(&[family])
     }
 
     /// A figure of the daemon or the host.
-    fn one(&mut self, name: &str, help: &str, value: f64) {
-        self.add(MetricType::GAUGE, name, help, vec![sample(MetricType::GAUGE, &[], value)]);
+    fn one(&mut self, name: &str, help: &str, value: f64) -> Result<()> {
+        self.add(MetricType::GAUGE, name, help, vec![sample(MetricType::GAUGE, &[], value)])
+    }
+
+    fn write(&mut self, families: &[MetricFamily]) -> Result<()> {
+        TextEncoder::new().encode_utf8(families, &mut self.0)
     }
 }
 
@@ -176,42 +181,42 @@ fn sample(kind: MetricType, labels: Labels<'_>, value: f64) -> Metric {
 /// # Errors
 /// None that anybody could cause: the names are checked by a test, and what guests say ends in label values, which are
 /// escaped.
-pub fn render(snapshot: &Snapshot) -> prometheus::Result<String> {
-    let mut families = Families::default();
-    daemon(&mut families, snapshot);
-    host(&mut families, snapshot);
-    vms(&mut families, &snapshot.vms);
+pub fn render(snapshot: &Snapshot) -> Result<String> {
+    let mut text = Text::default();
+    daemon(&mut text, snapshot)?;
+    host(&mut text, snapshot)?;
+    vms(&mut text, &snapshot.vms)?;
     let latencies = &snapshot.latencies;
     for histogram in [&latencies.demand, &latencies.call, &latencies.relief, &latencies.settle] {
-        families.0.extend(histogram.collect());
+        text.write(&histogram.collect())?;
     }
-    TextEncoder::new().encode_to_string(&families.0)
+    Ok(text.0)
 }
 
-fn daemon(families: &mut Families, snapshot: &Snapshot) {
+fn daemon(text: &mut Text, snapshot: &Snapshot) -> Result<()> {
     let gauge = MetricType::GAUGE;
     let info = |label, value: &str| vec![sample(gauge, &[(label, value)], 1.0)];
-    families.add(gauge, "ballast_build_info", "The daemon's version.", info("version", env!("CARGO_PKG_VERSION")));
-    families.add(gauge, "ballast_law_info", "The law that rules.", info("law", &snapshot.law.to_string()));
-    families.one("ballast_dry_run", "Whether orders are only said.", f64::from(u8::from(snapshot.dry_run)));
-    families.one("ballast_start_time_seconds", "When the daemon began, since 1970.", snapshot.started);
-    families.one("ballast_events_waiting", "Events that the daemon's task has not come to.", snapshot.queue as f64);
-    families.one("ballast_vms", "VMs that are managed.", snapshot.vms.len() as f64);
-    families.one(
+    text.add(gauge, "ballast_build_info", "The daemon's version.", info("version", env!("CARGO_PKG_VERSION")))?;
+    text.add(gauge, "ballast_law_info", "The law that rules.", info("law", &snapshot.law.to_string()))?;
+    text.one("ballast_dry_run", "Whether orders are only said.", f64::from(u8::from(snapshot.dry_run)))?;
+    text.one("ballast_start_time_seconds", "When the daemon began, since 1970.", snapshot.started)?;
+    text.one("ballast_events_waiting", "Events that the daemon's task has not come to.", snapshot.queue as f64)?;
+    text.one("ballast_vms", "VMs that are managed.", snapshot.vms.len() as f64)?;
+    text.one(
         "ballast_vms_waiting",
         "VMs that the configuration names and no hypervisor has.",
         snapshot.waiting as f64,
-    );
+    )?;
     let hypervisors = snapshot
         .hypervisors
         .iter()
         .map(|h| sample(gauge, &[("hypervisor", &h.name)], f64::from(u8::from(h.error.is_none()))));
     let help = "Whether the hypervisor answered when it was last asked for its VMs.";
-    families.add(gauge, "ballast_hypervisor_up", help, hypervisors.collect());
+    text.add(gauge, "ballast_hypervisor_up", help, hypervisors.collect())
 }
 
-fn host(families: &mut Families, snapshot: &Snapshot) {
-    let Some(host) = &snapshot.host else { return };
+fn host(text: &mut Text, snapshot: &Snapshot) -> Result<()> {
+    let Some(host) = &snapshot.host else { return Ok(()) };
     for (name, help, size) in [
         ("ballast_host_memory_total_bytes", "The budget of all VMs, or all of the host's memory.", host.total),
         ("ballast_host_memory_available_bytes", "What of it nobody has.", host.available),
@@ -221,19 +226,19 @@ fn host(families: &mut Families, snapshot: &Snapshot) {
         ("ballast_host_memory_unavailable_bytes", "What is in VMs that cannot give.", host.unavailable),
         ("ballast_host_memory_short_bytes", "What VMs and reservations lack; zero: enough for all.", host.short),
     ] {
-        families.one(name, help, size.0 as f64);
+        text.one(name, help, size.0 as f64)?;
     }
     let waiting = host.reservations.iter().filter(|r| !r.ready).count();
-    families.one("ballast_host_reservations", "Reservations.", host.reservations.len() as f64);
-    families.one("ballast_host_reservations_waiting", "Reservations without room yet.", waiting as f64);
+    text.one("ballast_host_reservations", "Reservations.", host.reservations.len() as f64)?;
+    text.one("ballast_host_reservations_waiting", "Reservations without room yet.", waiting as f64)
 }
 
-fn vms(families: &mut Families, vms: &[Seen]) {
+fn vms(text: &mut Text, vms: &[Seen]) -> Result<()> {
     let (gauge, counter) = (MetricType::GAUGE, MetricType::COUNTER);
     let both = GAUGES.iter().map(|g| (gauge, g)).chain(COUNTERS.iter().map(|c| (counter, c)));
     for (kind, (name, help, value)) in both {
         let samples = vms.iter().filter_map(|v| Some(sample(kind, &[("vm", &v.status.name.0)], value(v)?)));
-        families.add(kind, name, help, samples.collect());
+        text.add(kind, name, help, samples.collect())?;
     }
     let by = |label: &'static str, of: &dyn Fn(&Seen) -> Vec<(String, u64)>| -> Vec<Metric> {
         let samples = vms.iter().flat_map(|v| {
@@ -248,28 +253,31 @@ fn vms(families: &mut Families, vms: &[Seen]) {
             sample(counter, &labels, *n as f64)
         })
     });
-    families.add(counter, "ballast_vm_orders_total", "Orders to the balloon, by reason.", orders.collect());
+    text.add(counter, "ballast_vm_orders_total", "Orders to the balloon, by reason.", orders.collect())?;
     let moved = by("direction", &|v| {
         let counts = &v.status.counts;
         vec![(Direction::Take.name().into(), counts.taken.0), (Direction::Give.name().into(), counts.given.0)]
     });
     let help = "Memory that really left the VM, or came back, by the hypervisor's count.";
-    families.add(counter, "ballast_vm_moved_bytes_total", help, moved);
+    text.add(counter, "ballast_vm_moved_bytes_total", help, moved)?;
     let demands = by("source", &|v| {
         v.status.counts.demands.iter().map(|(source, n)| (source_name(*source).to_owned(), *n)).collect()
     });
-    families.add(counter, "ballast_vm_demands_total", "Demands of the guest, by how it knew.", demands);
+    text.add(counter, "ballast_vm_demands_total", "Demands of the guest, by how it knew.", demands)?;
     let answers =
         by("verdict", &|v| VERDICTS.iter().zip(v.totals.answers).map(|(v, n)| ((*v).to_owned(), n)).collect());
-    families.add(counter, "ballast_vm_demand_answers_total", "Answers to demands.", answers);
-    let shortfalls = by("reason", &|v| v.totals.shortfalls.iter().map(|(why, n)| ((*why).to_owned(), *n)).collect());
-    let help = "Demands that were not met in full, by reason.";
-    families.add(counter, "ballast_vm_demand_shortfalls_total", help, shortfalls);
+    text.add(counter, "ballast_vm_demand_answers_total", "Answers to demands.", answers)?;
+    let shortfalls = by("reason", &|v| {
+        let reasons = SHORTFALLS.iter().zip(v.totals.shortfalls);
+        reasons.map(|(why, n)| (shortfall_name(*why).to_owned(), n)).collect()
+    });
+    let help = "Demands that were not met in full, by reason; at_maximum: the VM has all that it may have.";
+    text.add(counter, "ballast_vm_demand_shortfalls_total", help, shortfalls)?;
     let probes = by("result", &|v| {
         let probe = v.probe.iter();
         probe.flat_map(|p| [("measured".to_owned(), p.probes), ("failed".to_owned(), p.failures)]).collect()
     });
-    families.add(counter, "ballast_vm_probes_total", "Probes of the VM's service.", probes);
+    text.add(counter, "ballast_vm_probes_total", "Probes of the VM's service.", probes)
 }
 
 #[cfg(test)]
@@ -310,6 +318,11 @@ mod tests {
         let mut snapshot = snapshot();
         let text = render(&snapshot).unwrap();
         assert!(text.contains("\nballast_vm_memory_actual_bytes{vm=\"web\"} 268435456\n"), "{text}");
+        // And so is each reason for a shortfall, by its variant's name, before there was one.
+        for why in ["at_maximum", "host_short", "no_balloon", "held", "distrusted"] {
+            let line = format!("ballast_vm_demand_shortfalls_total{{vm=\"web\",reason=\"{why}\"}} 0");
+            assert!(text.contains(&format!("\n{line}\n")), "{line}: {text}");
+        }
         for unknown in ["_floor_", "_available_", "_report_age_", "_service_level_", "_stall_", "ballast_host_"] {
             assert!(!text.contains(unknown), "{unknown}: {text}");
         }

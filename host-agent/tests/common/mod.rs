@@ -13,6 +13,7 @@ pub mod schema;
 pub mod script;
 
 use ballast_host::hypervisor::{Event, What};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,6 +21,12 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 /// A boot takes 3 s on a quiet machine under TCG, and 20 on one that compiles.
 pub const LONG: Duration = Duration::from_secs(90);
+
+/// A test that cannot run here says so; `scripts/test.sh` counts these lines.
+pub fn skipped(why: &str) {
+    // Not by `eprintln`: what a test that passes has printed so is not shown.
+    std::io::stderr().write_all(format!("SKIPPED: {why}\n").as_bytes()).unwrap();
+}
 
 /// What `make setup` puts into the target folder.
 pub fn setup_file(name: &str) -> PathBuf {

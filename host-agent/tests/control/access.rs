@@ -2,14 +2,14 @@
 
 use crate::common::{self, wait_for};
 use crate::host::{Host, binary, folder, settled};
+use serde_json::Value;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 #[test]
 fn who_may_use_the_socket_is_a_matter_of_its_group() {
     if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: only root can become somebody else; run it as root");
-        return;
+        return common::skipped("only root can become somebody else; run it as root");
     }
     let directory = folder();
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -40,6 +40,21 @@ fn who_may_use_the_socket_is_a_matter_of_its_group() {
              host.toml): Permission denied (os error 13)\n"
         )
     );
+    // Programs that asked for JSON get it.
+    let said = nobody(&["--clear-groups"], &["status", "--json"]).unwrap_err();
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert!(said["error"].as_str().unwrap().starts_with(&format!("{path} is not for you: ")), "{said}");
+    // Nor does the doctor take the daemon's monitor away from it, or blame the VM.
+    let config = directory.path().join("host.toml");
+    let mut doctor = Command::new(common::program("setpriv"));
+    doctor.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&program).arg("doctor");
+    let said = doctor.arg("--json").arg("--config").arg(&config).output().unwrap();
+    let checks: Vec<Value> = serde_json::from_slice(&said.stdout).unwrap();
+    let check = checks.iter().find(|c| c["name"] == "control socket").unwrap_or_else(|| panic!("{checks:?}"));
+    assert_eq!(check["state"], "warn");
+    assert!(check["what"].as_str().unwrap().contains("a daemon seems to run, which you may not ask"), "{check}");
+    assert_eq!(check["mend"], "`sudo ballast-host doctor`, or have yourself added to the group `games`");
+    assert!(!checks.iter().any(|c| c["name"].as_str().unwrap().ends_with("monitor")), "{checks:?}");
     let member = ["--groups", games];
     wait_for("the VM", || nobody(&member, &["explain", "web"]).ok());
     nobody(&member, &["exempt", "web"]).unwrap();

@@ -1,6 +1,6 @@
 //! What the daemon logs, to stderr and to systemd's journal.
 
-use crate::common::{Dependant, wait_for};
+use crate::common::{Dependant, skipped, wait_for};
 use crate::{config_text, directory, three};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -61,8 +61,7 @@ fn fields(datagram: &[u8]) -> BTreeMap<String, String> {
 #[test]
 fn under_systemd_the_journal_gets_every_field() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: only root can put another socket in the journal's place; run it as root");
-        return;
+        return skipped("only root can put another socket in the journal's place; run it as root");
     }
     let directory = directory();
     let [hostile, web, bare] = three(directory.path());

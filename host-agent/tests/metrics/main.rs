@@ -112,7 +112,7 @@ fn tool(name: &str, mend: &str) -> Option<PathBuf> {
     let folders = path.split(':').map(PathBuf::from).chain([target.join("tools/bin")]);
     let found = folders.map(|folder| folder.join(name)).find(|file| file.exists());
     if found.is_none() {
-        eprintln!("SKIPPED: {name} is not installed; {mend}");
+        common::skipped(&format!("{name} is not installed; {mend}"));
     }
     found
 }
