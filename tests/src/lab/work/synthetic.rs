@@ -34,7 +34,6 @@ pub(super) fn run(guest: &Guest, job: Job, patience: Duration) -> Result<Outcome
         killed: worked.killed,
         unfinished: overdue || worked.refused > 0 || worked.killed > 0,
         detail: worked.why,
-        unfinished: false,
     })
 }
 
