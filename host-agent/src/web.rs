@@ -183,9 +183,10 @@ fn is_ours(host: &str, names: &[String]) -> bool {
 }
 
 /// Whether a page of another site asks, by the word of the browser that shows it. It could not read the answer, and
-/// could make us work for it.
+/// could make us work for it. Who follows its link is a person.
 fn is_of_another_site(headers: &HeaderMap) -> bool {
     headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site")
+        && headers.get("sec-fetch-dest").is_none_or(|what| what != "document")
 }
 
 /// Asks the daemon's task; `None`: it is ending.

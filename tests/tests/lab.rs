@@ -63,6 +63,7 @@ fn read(file: &Path) -> Experiment {
 fn order(file: &Path, folder: &Path) -> Order {
     Order {
         experiments: vec![read(file)],
+        wrong: Vec::new(),
         folder: folder.to_owned(),
         asked: "test".into(),
         within: None,

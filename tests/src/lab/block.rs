@@ -219,8 +219,12 @@ fn phases(
                     let address = turn.network.as_ref().map(|addresses| addresses[phase.guest].to_string());
                     let over = client.zip(address.as_deref()).map(|(c, address)| (&c.guest, address));
                     match one(experiment, index, guest, over, (zero, patience)) {
-                        // With all of its patience it might have been more.
-                        Ok(run) if run.outcome.unfinished && patience < experiment.patience => {
+                        // With all of its patience it might have been more. Loads count whole seconds.
+                        Ok(run)
+                            if run.outcome.unfinished
+                                && patience < experiment.patience
+                                && run.took_s + 1.0 >= patience.as_secs_f64() =>
+                        {
                             in_time = false;
                             break 'all;
                         }

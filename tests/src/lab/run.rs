@@ -11,6 +11,7 @@ use super::warm::Warm;
 use crate::paths;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeSet;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ use std::time::{Duration, Instant, SystemTime};
 pub struct Order {
     /// The experiments.
     pub experiments: Vec<Experiment>,
+    /// Files that were asked for too and cannot be used, by name.
+    pub wrong: Vec<String>,
     /// Where results go.
     pub folder: PathBuf,
     /// In words: a suite's name, or files.
@@ -169,6 +172,14 @@ impl Order {
         let before: Option<Run> = results::read_json(&self.folder.join("run.json")).ok().filter(|_| !self.fresh);
         let (mut experiments, mut left_out) = before.map(|run| (run.experiments, run.left_out)).unwrap_or_default();
         left_out.retain(|block| self.experiments.iter().all(|e| e.name != summary::left_out_of(block)));
+        // An experiment of which no block ever came is not asked for for ever.
+        let there: BTreeSet<String> =
+            results::blocks(&self.folder).unwrap_or_default().into_iter().map(|b| b.experiment).collect();
+        experiments.retain(|name, _| there.contains(name));
+        left_out.retain(|block| there.contains(summary::left_out_of(block)));
+        for name in &self.wrong {
+            experiments.entry(name.clone()).or_default();
+        }
         experiments.extend(self.experiments.iter().map(|e| (e.name.clone(), e.text.clone())));
         let run = Run {
             started_unix: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs(),
@@ -269,10 +280,14 @@ impl Order {
             return Ok(None);
         }
         let shown = Shown { bar, head: head.clone() };
+        let at = bar.position();
         let deadline = self.within.and_then(|within| begun.checked_add(within));
         match block::run(experiment, repetition, oracle, journals, deadline, &shown) {
             Ok(None) => {
                 done().left_out.push(format!("{head} (begun, and not through in time)"));
+                if self.parallel <= 1 {
+                    bar.set_position(at + block::steps(experiment));
+                }
                 Ok(None)
             }
             Ok(Some(block)) => {

@@ -173,7 +173,7 @@ fn cell(experiment: &Experiment<'_>, arm: &str, law: String, oracle: Option<&Ora
         resident_ratio,
         oracle_ratio: oracle.and_then(|o| Some(resident_mib? / o.resident_mib)).filter(|r| r.is_finite()),
         resident_mib,
-        busy_share: share(runs.iter().map(|(_, run)| {
+        busy_share: share(runs.iter().filter(|(_, run)| run.error.is_none()).map(|(_, run)| {
             let ran: f64 = run.phases.iter().map(|p| p.took_s).sum();
             (ran, pairs::watched_s(run))
         })),

@@ -8,6 +8,27 @@ use ballast_tests::lab::summary::{Figure, Place, Standing};
 use ballast_tests::lab::{compare, report, summary};
 use std::time::Duration;
 
+/// What the figure of the oracles is, where five cells have these ratios.
+fn of_oracles(ratios: [Option<f64>; 5]) -> Option<bool> {
+    let names = ["a", "b", "c", "d", "e"];
+    let blocks: Vec<Block> =
+        names.iter().map(|n| world::block(n, 1, vec![plain("static"), plain("ballast")], false)).collect();
+    let mut summary = summary::of(world::run_of(&blocks), &blocks);
+    for (name, ratio) in names.iter().zip(ratios) {
+        summary.cells.iter_mut().filter(|c| c.experiment == *name).for_each(|c| c.oracle_ratio = ratio);
+    }
+    figure(&summary::figures(&summary, &[]), "oracle").reached
+}
+
+#[test]
+fn a_median_is_known_when_whatever_is_missing_cannot_change_which_side_it_is_on() {
+    assert_eq!(of_oracles([Some(0.9), Some(1.6), Some(0.4), Some(0.6), Some(0.9)]), Some(true));
+    assert_eq!(of_oracles([Some(0.9), None, Some(0.4), Some(0.6), None]), Some(true));
+    assert_eq!(of_oracles([Some(0.9), None, Some(0.4), Some(1.6), None]), None);
+    assert_eq!(of_oracles([Some(1.5), None, Some(1.4), Some(1.6), None]), Some(false));
+    assert_eq!(of_oracles([None; 5]), None);
+}
+
 /// Four rounds, each done a little differently, and a look at what is held twice a second.
 fn watched(name: &str, throughput: f64, held: impl Fn(f64) -> f64) -> ArmRun {
     let phases = (0..4).map(|i| phase(i, throughput + i as f64 / 10.0, Some(10.0))).collect();
@@ -140,19 +161,27 @@ fn blocks_that_time_did_not_allow_are_written_down() {
     let text = "title = \"t\"\narms = [\"static\"]\n[[guest]]\nname = \"a\"\nmemory = \"256MiB\"\n[[phase]]\n\
                 work = { do = \"rest\", secs = 1 }\n";
     std::fs::write(&file, text).unwrap();
-    let order = Order {
+    let order = || Order {
         experiments: vec![Experiment::read(&file).unwrap()],
+        wrong: vec!["mistyped".to_owned()],
         folder: folder.path().join("out"),
         asked: "small.toml".to_owned(),
         within: Some(Duration::ZERO),
         fresh: false,
         parallel: 1,
     };
+    // What nothing ever came of is not asked for any more by another order.
+    let other = folder.path().join("other.toml");
+    std::fs::copy(&file, &other).unwrap();
+    let before = Order { experiments: vec![Experiment::read(&other).unwrap()], ..order() };
+    before.run().unwrap();
+    let order = order();
     // Twice: the second run knows of the first, and names each block once.
     for _ in 0..2 {
         assert_eq!(order.run().unwrap().ran, 0);
         let run: Run = read_json(&order.folder.join("run.json")).unwrap();
         assert_eq!(run.left_out, ["small 1", "small oracle 1"]);
+        assert_eq!(run.experiments.keys().collect::<Vec<_>>(), ["mistyped", "small"], "asked for all the same");
     }
 }
 
@@ -185,6 +214,11 @@ fn work_that_did_not_come_to_its_end_is_counted() {
     assert!(csv.lines().next().unwrap().contains(",unfinished,"), "{csv}");
     let page = report::page(&summary, &blocks).unwrap();
     assert!(page.contains("<b class=\"bad\">1 unfinished</b>") && page.contains("<th>unfinished</th>"));
+    // Nor is it level with a rival that came to its end, nor the other way round.
+    assert_eq!(judged(&blocks).0[0].place, Place::Lost);
+    blocks[0].arms[2].phases[1].outcome.unfinished = false;
+    blocks[0].arms[1].phases[1].outcome.unfinished = true;
+    assert_eq!(judged(&blocks).0[0].place, Place::Ahead);
     // A block of an earlier version says nothing of it.
     let outcome: ballast_tests::lab::work::Outcome = serde_json::from_str(
         r#"{"throughput":1.0,"unit":"","latency":null,"failed_allocations":0,"killed":0,"detail":""}"#,

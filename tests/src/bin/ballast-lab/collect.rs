@@ -90,6 +90,7 @@ impl CollectCommand {
         experiments.iter_mut().for_each(|e| e.oracle = false);
         Ok(Order {
             experiments,
+            wrong: Vec::new(),
             folder: folder.to_owned(),
             asked: "collect".into(),
             within: self.within,

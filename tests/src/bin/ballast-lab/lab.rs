@@ -93,6 +93,9 @@ impl RunCommand {
             None => self.files.clone(),
         };
         let (read, wrong) = Experiment::read_all(&files);
+        let unusable = |name: &String| read.iter().all(|e| e.name != *name);
+        let stems = files.iter().filter_map(|f| Some(f.file_stem()?.to_string_lossy().into_owned()));
+        let names: Vec<String> = stems.filter(unusable).collect();
         let wrong: Vec<String> = wrong.into_iter().map(|e| format!("{:#}", anyhow::Error::new(e))).collect();
         if read.is_empty() {
             bail!("{}", wrong.join("\n"));
@@ -115,7 +118,8 @@ impl RunCommand {
         }
         let asked = self.asked(&files);
         let folder = self.out.clone().unwrap_or_else(|| paths::target().join("lab"));
-        let order = Order { experiments, folder, asked, within: self.within, fresh: self.fresh, parallel: 1 };
+        let order =
+            Order { experiments, wrong: names, folder, asked, within: self.within, fresh: self.fresh, parallel: 1 };
         let done = order.run()?;
         super::report::make(&order.folder)?;
         if done.superseded > 0 {

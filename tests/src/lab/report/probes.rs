@@ -76,10 +76,11 @@ pub fn correlation(repetitions: &[Vec<Both>]) -> Option<Correlation> {
         grouped.push(own);
     }
     let all = grouped.concat();
+    let used = |group: usize| all.iter().filter(|both| both.0 == group).count() > 1;
     Some(Correlation {
         rho: stats::spearman_within(&all)?,
         interval: stats::interval(&grouped, stats::spearman_within),
-        phases: all.len(),
+        phases: all.iter().filter(|both| used(both.0)).count(),
     })
 }
 

@@ -4,6 +4,7 @@ use super::{experiments, is_rival, lost, pairs};
 use crate::lab::results::{BALLAST, Block, Cell, Interval, PREDICTIVE, STATIC, Summary};
 use crate::lab::stats::{self, Difference};
 use serde::Serialize;
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 /// One figure of the table that the lab was built to fill.
@@ -23,7 +24,7 @@ pub struct Figure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
-    /// Fewer kills, or better in memory or throughput and worse in neither.
+    /// Fewer kills, less unfinished work, or better in memory or throughput and worse in neither.
     Ahead,
     /// No difference, or each is better at one thing.
     Level,
@@ -31,7 +32,7 @@ pub enum Place {
     Unknown,
     /// The rival is better in both, but inside the noise.
     Behind,
-    /// More kills than the rival's, or it both saves more and loses less, beyond the noise.
+    /// More kills or unfinished work than the rival's, or it both saves more and loses less, beyond the noise.
     Lost,
 }
 
@@ -168,17 +169,27 @@ impl Ours<'_> {
             let file = file.and_then(|text| text.parse::<toml::Table>().ok());
             file.and_then(|file| file.get("oracle")?.as_bool()).unwrap_or(true)
         };
-        let ratios: Vec<f64> = self.cells.iter().filter_map(|c| c.oracle_ratio).collect();
+        let known = |c: &&&Cell| c.errors.is_empty();
+        let ratios: Vec<f64> = self.cells.iter().filter(known).filter_map(|c| c.oracle_ratio).collect();
         let asked = self.cells.iter().filter(searched).count() + self.missing.len();
-        let median = stats::median(&ratios);
-        let all = ratios.len() == asked && self.whole();
+        // Whatever those come to that are not known.
+        let with = |unknown: f64| {
+            let mut all = ratios.clone();
+            all.resize(asked.max(ratios.len()), unknown);
+            stats::median(&all).filter(|_| !ratios.is_empty())
+        };
+        let (least, most) = (with(0.0), with(f64::from(u16::MAX)));
         Figure {
             name: "memory held to the oracle's, median cell".to_owned(),
             reach: format!("at most {ORACLE}"),
-            value: median.map_or("no oracle was found".to_owned(), |m| {
+            value: stats::median(&ratios).map_or("no oracle was found".to_owned(), |m| {
                 format!("{m:.2} over {} of {asked} cells{}", ratios.len(), self.but())
             }),
-            reached: median.map(|m| m <= ORACLE).filter(|reached| all || !reached),
+            reached: match (least, most) {
+                (_, Some(most)) if most <= ORACLE => Some(true),
+                (Some(least), _) if least > ORACLE => Some(false),
+                _ => None,
+            },
         }
     }
 
@@ -191,14 +202,20 @@ impl Ours<'_> {
             return None;
         }
         let ratios: Vec<f64> = pairs.iter().filter_map(|(p, c)| Some(p.resident_mib? / c.resident_mib?)).collect();
-        let more: u64 = pairs.iter().map(|(p, c)| lost(p).saturating_sub(lost(c))).sum();
+        let worse = |c: &Cell| lost(c) + c.unfinished;
+        let more: u64 = pairs.iter().map(|(p, c)| worse(p).saturating_sub(worse(c))).sum();
         let median = stats::median(&ratios);
         let whole = self.whole() && ratios.len() == pairs.len() && pairs.iter().all(|(p, _)| p.errors.is_empty());
         Some(Figure {
             name: "memory held with forecasts to that without, median cell".to_owned(),
             reach: format!("at most {FORESEEN}, no more OOM kills"),
             value: median.map_or("nothing to compare".to_owned(), |m| {
-                format!("{m:.2} over {} of {} cells, {more} more kills or refusals", ratios.len(), pairs.len())
+                format!(
+                    "{m:.2} over {} of {} cells, {more} more kills, refusals or unfinished{}",
+                    ratios.len(),
+                    pairs.len(),
+                    self.but()
+                )
             }),
             reached: if more > 0 { Some(false) } else { median.filter(|_| whole).map(|m| m <= FORESEEN) },
         })
@@ -303,6 +320,15 @@ fn place(ours: &Cell, theirs: &Cell, memory: Ratio, throughput: Ratio, noise: f6
     }
     if !theirs.errors.is_empty() {
         return (Place::Unknown, "it ended early".to_owned());
+    }
+    match ours.unfinished.cmp(&theirs.unfinished) {
+        Ordering::Greater => {
+            return (Place::Lost, format!("ours left {} unfinished, it {}", ours.unfinished, theirs.unfinished));
+        }
+        Ordering::Less => {
+            return (Place::Ahead, format!("it left {} unfinished, ours {}", theirs.unfinished, ours.unfinished));
+        }
+        Ordering::Equal => {}
     }
     let (Some((m, m_interval)), Some((t, t_interval))) = (memory, throughput) else {
         return (Place::Unknown, "nothing to compare".to_owned());

@@ -45,10 +45,14 @@ fn loss(blocks: &[&Block], mib: u64) -> Option<String> {
     }
     let phases = || runs.iter().flat_map(|(run, _)| &run.phases);
     let kills: u64 = runs.iter().flat_map(|(run, _)| &run.guests).map(|g| g.totals.oom_kills).sum();
+    // On a slow machine `static` may not end in time either.
+    let late = |run: &ArmRun| run.phases.iter().filter(|p| p.outcome.unfinished).count() as u64;
+    let late = runs.iter().map(|(run, reference)| late(run).saturating_sub(reference.map_or(0, late))).sum();
     let counts = [
         (kills, "OOM kill"),
         (phases().map(|p| p.outcome.failed_allocations).sum(), "failed allocation"),
         (phases().map(|p| p.outcome.killed).sum(), "killed worker"),
+        (late, "unfinished phase"),
     ];
     if let Some((count, what)) = counts.into_iter().find(|(count, _)| *count > 0) {
         return Some(counted(count, what));
