@@ -225,6 +225,14 @@ fn the_search_looks_twice_and_stops() {
     assert_eq!((oracle.size_mib, oracle.resident_mib), (340, 340.0));
     assert_eq!(oracle.lost_at, Some((320, "1 OOM kill".to_owned())));
     near(cell(&summary, "hand", "ballast").oracle_ratio, 256.0 / 340.0);
+
+    // What never came to its end lost, and where `static` did not either it lost nothing by its size.
+    let late = |block: &mut Block, arm: usize| block.arms[arm].phases[0].outcome.unfinished = true;
+    late(&mut blocks[1], 2);
+    let lost_at = |blocks: &[Block]| summary::of(world::run(), blocks).oracles["hand"].lost_at.clone();
+    assert_eq!(lost_at(&blocks), Some((340, "1 unfinished phase".to_owned())));
+    late(&mut blocks[1], 0);
+    assert_eq!(lost_at(&blocks), Some((320, "1 OOM kill".to_owned())));
 }
 
 #[test]
