@@ -18,6 +18,7 @@ pub mod curve;
 pub mod daemon;
 pub mod doctor;
 pub mod forecaster;
+pub mod heap;
 pub mod host_memory;
 pub mod hypervisor;
 pub mod journal;

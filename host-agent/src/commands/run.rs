@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use ballast_host::config::Config;
 use ballast_host::daemon::Daemon;
-use ballast_host::logs;
+use ballast_host::{heap, logs};
 use std::path::Path;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,6 +22,7 @@ pub fn run(config: &Path, check: bool) -> Result<ExitCode> {
     }
     // One table that is wrong must not leave the other VMs without their daemon, say after a crash.
     let config = Config::examine_to_start(config)?;
+    heap::keep_little();
     logs::start();
     raise_file_limit();
     // Two workers: one for the daemon's task, one for sessions, so that a burst of reports never delays a decision.

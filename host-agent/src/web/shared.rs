@@ -47,7 +47,10 @@ async fn run(
         let Some(snapshot) = look(&events, depth).await else { return };
         // A thousand VMs are 50,000 lines: not on a thread that sessions wait for.
         let rendered = tokio::task::spawn_blocking(move || render(&snapshot)).await;
-        let text = rendered.unwrap_or_else(|panic| Err(panic.to_string())).map(Bytes::from);
+        let text = rendered.unwrap_or_else(|panic| Err(panic.to_string())).map(|mut text| {
+            text.shrink_to_fit();
+            Bytes::from(text)
+        });
         let until = Instant::now() + keep;
         // Whoever asked may have gone.
         let _ = first.send(text.clone());

@@ -1,5 +1,5 @@
-//! libvirt's events, which crate `virt` does not wrap: with `job_ffi` the only modules of this crate where `unsafe` is
-//! allowed.
+//! libvirt's events, which crate `virt` does not wrap: with `job_ffi` and `heap` the only modules of this crate where `unsafe`
+//! is allowed.
 //!
 //! Every callback gets a pointer to a [`Sink`] of its own. libvirt frees it with [`free_sink`], once, when the callback
 //! is deregistered or its connection goes, and never calls the callback afterwards (libvirt, docs/api,

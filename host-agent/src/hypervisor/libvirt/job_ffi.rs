@@ -1,5 +1,5 @@
 //! Which job libvirt runs on a domain. Crate `virt` has the call, but makes a `Vec` of the null pointer that libvirt
-//! returns when there is none; so this is the second and last module of this crate where `unsafe` is allowed.
+//! returns when there is none; so this is the second of the three modules of this crate where `unsafe` is allowed.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
