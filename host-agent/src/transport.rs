@@ -20,6 +20,7 @@ mod stream;
 pub use stream::Stream;
 
 use crate::config;
+use crate::socket::Waits;
 use ballast_planner::VmName;
 use ballast_protocol::{HostMessage, MAX_FRAME, Refusal, encode};
 use pace::Pace;
@@ -134,7 +135,8 @@ impl Listener {
     /// The socket cannot be had.
     pub async fn add(&mut self, vm: VmName, path: PathBuf) -> Result<(), Error> {
         self.hybrid.remove(&vm);
-        let socket = hybrid::Socket::bind(vm.clone(), &path, self.port, self.sender.clone()).await?;
+        let waits = if self.hybrid.values().all(|socket| socket.was_locked) { Waits::Yes } else { Waits::No };
+        let socket = hybrid::Socket::bind(vm.clone(), &path, self.port, waits, self.sender.clone()).await?;
         self.hybrid.insert(vm, socket);
         Ok(())
     }
