@@ -25,7 +25,7 @@ mod session;
 use super::{BalloonStatistics, DEADLINE, Error, Event, Events, Hypervisor, State, VmFacts, What};
 use ballast_planner::VmName;
 use ballast_protocol::{Bytes, KiB};
-use runner::{Done, Hung, Job, Runner, Unable, Undone};
+use runner::{Hung, Job, Runner, Unable, Undone};
 use session::{Running, Session};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -163,10 +163,9 @@ impl Libvirt {
                     (Err(Error::Unreachable { whom, why: why.to_owned() }), None)
                 }
             };
-            let answered = result.is_ok();
-            // Nobody waits any more.
+            // Fails only when nobody waits any more.
             let _ = sender.try_send(result);
-            Done { answered, listed }
+            listed
         });
         let job = FromLibvirt::Job { vm: vm.cloned(), expires: Instant::now() + DEADLINE, run };
         match self.worker.sender.try_send(job) {
@@ -342,7 +341,7 @@ impl Worker {
     /// Leaves a call behind that hangs.
     fn abandon(&mut self, vm: Option<VmName>, runner: Runner<Session>) {
         match &vm {
-            Some(vm) => tracing::warn!(%vm, "its QEMU does not answer libvirt: it is left alone until it does"),
+            Some(vm) => tracing::warn!(%vm, "its QEMU does not answer libvirt in time: it is left alone until it does"),
             None => tracing::warn!(uri = self.uri, "libvirtd does not answer"),
         }
         self.hung.add(vm, runner.abandon(), Instant::now());
@@ -430,7 +429,7 @@ impl Worker {
                             if let Ok(session) = session {
                                 session.forget(&name);
                             }
-                            Done::default()
+                            None
                         });
                         if let Some(end) = self.have_done(runner, None, forget) {
                             return end;
@@ -446,7 +445,7 @@ impl Worker {
     /// `None` when the job was done.
     fn have_done(&mut self, runner: &Runner<Session>, vm: Option<VmName>, job: Job<Session>) -> Option<End> {
         match runner.run(job, PATIENCE) {
-            Ok(Done { listed, .. }) => {
+            Ok(listed) => {
                 if let Some(running) = listed {
                     self.compare(running);
                 }
@@ -461,9 +460,9 @@ impl Worker {
     fn ask_all(&mut self, runner: &Runner<Session>) -> Option<End> {
         let (say, said) = sync_channel(1);
         let list: Job<Session> = Box::new(move |session| {
-            let Ok(session) = session else { return Done::default() };
+            let session = session.ok()?;
             let _ = say.try_send(session.names().map_err(|e| e.to_string()));
-            Done { answered: true, listed: session.take_list() }
+            session.take_list()
         });
         let end = self.have_done(runner, None, list);
         if end.is_some() {
