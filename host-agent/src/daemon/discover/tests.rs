@@ -85,3 +85,47 @@ async fn of_two_vms_of_one_name_the_one_with_a_monitor_of_its_own_is_managed() {
         assert_eq!(daemon.vms[&db].backend, any);
     }
 }
+
+#[tokio::test]
+async fn a_vm_that_was_resumed_unheard_is_found_running() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut daemon, _, any) = daemon(&folder).await;
+    let web = VmName::from("web");
+    daemon.discovered(any, Ok(vec![facts(&web)]));
+    let runs = |daemon: &Daemon| daemon.planner.vm(&web).unwrap().facts.running;
+    let say = |daemon: &mut Daemon, what| daemon.hypervisor_event(hypervisor::Event { vm: web.clone(), what });
+    say(&mut daemon, hypervisor::What::Paused);
+    assert!(!runs(&daemon));
+    // `Resumed` was lost with a connection.
+    daemon.discovered(any, Ok(vec![facts(&web)]));
+    assert!(runs(&daemon));
+    // And the other way round.
+    say(&mut daemon, hypervisor::What::Paused);
+    say(&mut daemon, hypervisor::What::Resumed);
+    assert!(runs(&daemon));
+    daemon.discovered(any, Ok(vec![VmFacts { state: State::Paused, ..facts(&web) }]));
+    assert!(!runs(&daemon));
+}
+
+#[tokio::test]
+async fn a_vm_that_cannot_be_described_stays_as_it_was_and_is_not_taken_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut daemon, _, any) = daemon(&folder).await;
+    let (web, new) = (VmName::from("web"), VmName::from("new"));
+    daemon.discovered(any, Ok(vec![facts(&web)]));
+    // As `Libvirt` lists them.
+    let undescribed = |vm: &VmName| VmFacts {
+        state: State::Hung,
+        max: Bytes::ZERO,
+        actual: Bytes::ZERO,
+        has_balloon: false,
+        migrating: true,
+        ..facts(vm)
+    };
+    daemon.discovered(any, Ok(vec![undescribed(&web), undescribed(&new)]));
+    assert_eq!(
+        daemon.planner.vms().map(|(name, vm)| (name, vm.facts.max)).collect::<Vec<_>>(),
+        [(&web, Bytes::mib(512))]
+    );
+    assert!(!daemon.vms.contains_key(&new));
+}
