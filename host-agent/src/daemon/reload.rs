@@ -14,7 +14,7 @@
 //! control socket is not touched unless the file says something new about it: only what differs between the old file and
 //! the new one is applied.
 
-use super::{Daemon, targets};
+use super::{Daemon, cannot_call, targets};
 use crate::actuator::{Command, Polling};
 use crate::config::{Address, Config, RefusedVm, Vm};
 use crate::prober::Prober;
@@ -69,7 +69,7 @@ impl Daemon {
     }
 
     async fn adopt(&mut self, merged: Merged) -> Reloaded {
-        let Merged { config: mut new, mut refused, tables } = merged;
+        let Merged { config: new, mut refused, tables } = merged;
         self.refused = tables;
         let mut changed = Vec::new();
         // What goes makes room for what comes: a path may pass from one VM to another.
@@ -93,19 +93,20 @@ impl Daemon {
             }
         }
         let port = new.daemon.port;
-        for vm in &mut new.vms {
+        for vm in &new.vms {
             let old = find(&self.config, &vm.name);
-            if old.is_none_or(|old| old.agent != vm.agent)
+            if (old.is_none_or(|old| old.agent != vm.agent) || self.unheard.contains_key(&vm.name))
                 && let Some(Address::Hybrid(path)) = &vm.agent
             {
                 match self.listener.add(vm.name.clone(), path.clone()).await {
                     Ok(()) => {
-                        changed.push(format!("VM `{}`: its agent may call at {}_{port}", vm.name, path.display()))
+                        self.unheard.remove(&vm.name);
+                        changed.push(format!("VM `{}`: its agent may call at {}_{port}", vm.name, path.display()));
                     }
                     Err(error) => {
-                        refused.push(format!("{}; its agent cannot call", crate::chain(&error)));
-                        // So that the next reload tries again.
-                        vm.agent = None;
+                        let problem = cannot_call(&error);
+                        self.unheard.insert(vm.name.clone(), problem.clone());
+                        refused.push(problem);
                     }
                 }
             }
@@ -225,6 +226,7 @@ impl Daemon {
             return;
         }
         self.listener.remove(&old.name);
+        self.unheard.remove(&old.name);
         if let Some(number) = self.sessions.get(&old.name).map(|s| s.number) {
             self.end_session(old.name.clone(), number, "the configuration has another address for it".to_owned());
         }
