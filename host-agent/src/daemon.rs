@@ -387,7 +387,15 @@ impl Daemon {
     /// What waits for somebody to mend it.
     fn problems(&self) -> Vec<String> {
         let metadata = self.metadata.iter().filter_map(|(vm, m)| Some(format!("VM `{vm}`: {}", m.problem.as_ref()?)));
-        self.operated.lost.iter().chain(&self.refused).chain(self.unheard.values()).cloned().chain(metadata).collect()
+        self.operated
+            .said
+            .lost
+            .iter()
+            .chain(&self.refused)
+            .chain(self.unheard.values())
+            .cloned()
+            .chain(metadata)
+            .collect()
     }
 
     /// Listens at the hybrid vsocks that could not be had before, where they can be now.

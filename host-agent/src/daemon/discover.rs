@@ -282,6 +282,10 @@ impl Daemon {
     }
 
     fn found(&mut self, backend: usize, name: VmName, facts: VmFacts) {
+        if facts.migrating && self.vms.get(&name).is_some_and(|known| known.backend != backend) {
+            // Not here yet: who has it until then keeps it.
+            return;
+        }
         if !self.has_claim(backend, &name) {
             return;
         }

@@ -600,7 +600,7 @@ mod tests {
         let odd = "<y xmlns:p='urn:a' xmlns:q='urn:a' p:k='1' q:k='2'/>";
         let (kind, both) =
             (sys::VIR_DOMAIN_METADATA_ELEMENT, sys::VIR_DOMAIN_AFFECT_LIVE | sys::VIR_DOMAIN_AFFECT_CONFIG);
-        domain.set_metadata(kind as i32, Some(odd), Some("w"), Some("urn:x"), both).unwrap();
+        domain.set_metadata(kind.cast_signed(), Some(odd), Some("w"), Some("urn:x"), both).unwrap();
         assert_eq!(listed(), [(name.clone(), State::Hung, Bytes::ZERO, true)]);
         assert!(libvirt.undescribed().contains(&name));
         domain.destroy().unwrap();
