@@ -206,7 +206,7 @@ impl Daemon {
     ///
     /// # Errors
     /// The journal, AF_VSOCK or the control socket cannot be had, or another daemon has it.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    pub async fn start(mut config: Config) -> Result<Self, StartError> {
         let clock = Clock::start();
         let refused: Vec<String> = config.refused.iter().map(|table| reload::told(&config, table)).collect();
         for table in &refused {
@@ -220,7 +220,15 @@ impl Daemon {
             Some(settings) => serve_now_or_later(settings, &events).await,
             None => None,
         };
-        let mut listener = Listener::bind(&config.daemon)?;
+        let mut listener = match Listener::bind(&config.daemon) {
+            // Wanted for a table that is wrong, which may be wrong about that, too.
+            Err(error) if !config.needs_vsock() && config.refused.iter().any(|r| r.has_cid) => {
+                tracing::warn!("{}", crate::chain(&error));
+                config.daemon.vsock = false;
+                Listener::bind(&config.daemon)?
+            }
+            listener => listener?,
+        };
         let unheard = listen_for_all(&mut listener, &config).await?;
         let journal = if config.journal.enabled {
             Some(Journal::begin(&config.journal.path, config.journal.max_size.0, &planner, clock.now())?)

@@ -35,6 +35,9 @@ pub struct Reloaded {
     pub refused: Vec<String>,
 }
 
+/// How long, and what that is.
+const HANDS_OFF: &str = "until it is corrected and read by `ballast-host reload`: it gets and keeps all its memory";
+
 /// What is to rule, before anything of it does.
 #[derive(Debug)]
 struct Merged {
@@ -281,12 +284,14 @@ fn merge(old: &Config, mut config: Config) -> Result<Merged, String> {
         .filter(|vm| find(&config, &vm.name).is_none() && (anybody || named.contains(&vm.name)))
         .cloned()
         .collect();
-    let texts = tables.iter().map(|table| match &table.name {
-        Some(name) if find(&config, name).is_none() && find(old, name).is_some() => {
-            format!("{}; this VM goes on as it was", table.error)
+    let texts = tables.iter().map(|table| {
+        let stays = table.name.as_ref().and_then(|name| kept.iter().find(|vm| vm.name == *name));
+        match (&table.name, stays) {
+            (Some(_), Some(vm)) if vm.is_stand_in => format!("{}; hands off this VM {HANDS_OFF}", table.error),
+            (Some(_), Some(_)) => format!("{}; this VM goes on as it was", table.error),
+            (None, _) => format!("{}; no VM is let go of, because it may be any of them", table.error),
+            (Some(_), None) => told(&config, table),
         }
-        None => format!("{}; no VM is let go of, because it may be any of them", table.error),
-        Some(_) => told(&config, table),
     });
     let texts: Vec<String> = texts.collect();
     refused.extend(texts.iter().cloned());
@@ -316,17 +321,13 @@ fn merge(old: &Config, mut config: Config) -> Result<Merged, String> {
 
 /// A table that is refused, and what that means for its VM when there was no better one.
 pub(super) fn told(config: &Config, table: &RefusedVm) -> String {
-    let hands_off = "until it is corrected and read by `ballast-host reload`: it gets and keeps all its memory";
     let used = table.name.as_ref().and_then(|name| find(config, name));
     let means = match &table.name {
-        // Taken up at the start, for its monitor alone.
-        Some(_) if used.is_some_and(|vm| vm.qmp.is_some() && vm.qmp == table.qmp && vm.settings.exempt) => {
-            format!("hands off this VM {hands_off}")
-        }
+        Some(_) if used.is_some_and(|vm| vm.is_stand_in) => format!("hands off this VM {HANDS_OFF}"),
         Some(_) if used.is_some() => "this table is not used".to_owned(),
         _ if config.libvirt.is_none() => "this VM is not taken up".to_owned(),
-        Some(_) => format!("hands off this VM {hands_off}"),
-        None => format!("it may be about any VM that no other table names: hands off each of them {hands_off}"),
+        Some(_) => format!("hands off this VM {HANDS_OFF}"),
+        None => format!("it may be about any VM that no other table names: hands off each of them {HANDS_OFF}"),
     };
     format!("{}; {means}", table.error)
 }
