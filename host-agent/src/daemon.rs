@@ -395,15 +395,8 @@ impl Daemon {
     /// What waits for somebody to mend it.
     fn problems(&self) -> Vec<String> {
         let metadata = self.metadata.iter().filter_map(|(vm, m)| Some(format!("VM `{vm}`: {}", m.problem.as_ref()?)));
-        self.operated
-            .said
-            .lost
-            .iter()
-            .chain(&self.refused)
-            .chain(self.unheard.values())
-            .cloned()
-            .chain(metadata)
-            .collect()
+        let lost = self.operated.said.lost.iter();
+        lost.chain(&self.refused).chain(self.unheard.values()).cloned().chain(metadata).collect()
     }
 
     /// Listens at the hybrid vsocks that could not be had before, where they can be now.
