@@ -29,7 +29,8 @@ use toml::de::{DeTable, DeValue, Deserializer, ValueDeserializer};
 
 pub use metrics::Metrics;
 
-/// What the daemon is to do. Made by [`Config::load`] and [`Config::parse`] only, which check it.
+/// What the daemon is to do. Made by [`Config::load`], [`Config::parse`], [`Config::examine`] and
+/// [`Config::examine_to_start`] only, which check it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where it was read from.
@@ -127,6 +128,8 @@ pub struct Vm {
     pub overrides: Overrides,
     /// How it is to be treated, defaults filled in.
     pub settings: VmSettings,
+    /// Taken up for its monitor alone, as exempt: its table cannot be used.
+    pub is_stand_in: bool,
 }
 
 /// A `[[vm]]` that cannot be used.
@@ -136,6 +139,8 @@ pub struct RefusedVm {
     pub name: Option<VmName>,
     /// Its monitor, as the table says.
     pub qmp: Option<PathBuf>,
+    /// It says from which CID its agent calls.
+    pub has_cid: bool,
     /// What is wrong with it.
     pub error: ConfigError,
 }
@@ -210,6 +215,7 @@ impl Config {
     /// As [`Self::examine`]; or nothing is left, or too much.
     pub fn examine_to_start(file: &Path) -> Result<Self, ConfigError> {
         let mut config = Self::examine(file)?;
+        config.leave_alone();
         if config.vms.is_empty() && config.libvirt.is_none() {
             // One without any table was refused by `examine`.
             return Err(config.refused.swap_remove(0).error);
@@ -217,7 +223,6 @@ impl Config {
         if let Some(problem) = config.overcommitted() {
             return Err(ConfigError { file: file.to_owned(), at: None, vm: None, problem });
         }
-        config.leave_alone();
         Ok(config)
     }
 
@@ -241,6 +246,7 @@ impl Config {
                 interface: None,
                 overrides: overrides.clone(),
                 settings,
+                is_stand_in: true,
             });
         }
     }
@@ -288,18 +294,25 @@ impl Config {
         }
     }
 
+    /// Whether a VM that is taken up may call by AF_VSOCK. Else it is listened at for tables that cannot be used.
+    #[must_use]
+    pub fn needs_vsock(&self) -> bool {
+        self.libvirt.is_some() || self.vms.iter().any(|v| matches!(v.agent, Some(Address::Cid(_))))
+    }
+
     /// Minimums are guarantees: whether they sum to more than the budget, and how much. Without a budget only a host's
-    /// kernel can tell.
+    /// kernel can tell. What a table that cannot be used guarantees is not known.
     #[must_use]
     pub fn overcommitted(&self) -> Option<String> {
         let (budget, reserve) = (self.budget?, self.reserve.unwrap_or_default());
-        let sum = self.vms.iter().fold(Bytes::ZERO, |sum, vm| sum + vm.settings.min);
+        let known: Vec<Bytes> = self.vms.iter().filter(|vm| !vm.is_stand_in).map(|vm| vm.settings.min).collect();
+        let sum = known.iter().fold(Bytes::ZERO, |sum, min| sum + *min);
         let left = budget - reserve;
         let less = if reserve > Bytes::ZERO { format!(" less reserve {reserve}") } else { String::new() };
         (sum > left).then(|| {
             format!(
                 "the minimums of {} VMs sum to {sum}, {} more than budget {budget}{less}; lower a `min` or raise budget",
-                self.vms.len(),
+                known.len(),
                 sum - left
             )
         })
@@ -317,8 +330,10 @@ impl Config {
     /// is. It is exempt, for that or a guarantee may be what the table says.
     #[must_use]
     pub fn is_in_doubt(&self, vm: &VmName) -> bool {
-        self.refused.iter().any(|refused| refused.name.as_ref().is_none_or(|name| name == vm))
-            && !self.vms.iter().any(|v| v.name == *vm)
+        match self.vms.iter().find(|v| v.name == *vm) {
+            Some(named) => named.is_stand_in,
+            None => self.refused.iter().any(|refused| refused.name.as_ref().is_none_or(|name| name == vm)),
+        }
     }
 }
 
@@ -336,10 +351,12 @@ fn read_vm(
     table: Spanned<DeValue<'_>>,
     wrong: impl Fn(toml::de::Error) -> ConfigError,
 ) -> Result<Spanned<raw::Vm>, Box<RefusedVm>> {
-    let said = |key: &str| table.get_ref().as_table().and_then(|t| t.get(key)?.get_ref().as_str());
+    let value = |key: &str| table.get_ref().as_table().and_then(|t| Some(t.get(key)?.get_ref()));
+    let said = |key: &str| value(key).and_then(DeValue::as_str);
     let (name, qmp) = (said("name").map(VmName::from), said("qmp").map(PathBuf::from));
+    let has_cid = value("cid").is_some();
     Spanned::<raw::Vm>::deserialize(ValueDeserializer::from(table))
-        .map_err(|error| Box::new(RefusedVm { name, qmp, error: wrong(error) }))
+        .map_err(|error| Box::new(RefusedVm { name, qmp, has_cid, error: wrong(error) }))
 }
 
 /// A file under examination.

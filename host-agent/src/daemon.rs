@@ -51,6 +51,8 @@ const EVENTS: usize = 4096;
 const DRAIN: Duration = Duration::from_secs(5);
 /// Between attempts to serve metrics where somebody else was.
 const WEB_PAUSE: Duration = Duration::from_secs(10);
+/// And to listen at hybrid vsocks that could not be had.
+const LISTEN_PAUSE: Duration = Duration::from_secs(10);
 /// Decisions remembered per VM for `explain`.
 const REMEMBERED: usize = 32;
 
@@ -175,6 +177,8 @@ pub struct Daemon {
     events: mpsc::Sender<Event>,
     inbox: mpsc::Receiver<Event>,
     listener: Listener,
+    /// VMs whose hybrid vsock cannot be had, and why.
+    unheard: BTreeMap<VmName, String>,
     prober: mpsc::UnboundedSender<prober::Command>,
     probing: JoinHandle<()>,
     probed: BTreeMap<VmName, ProbeStatus>,
@@ -216,8 +220,16 @@ impl Daemon {
             Some(settings) => serve_now_or_later(settings, &events).await,
             None => None,
         };
-        let mut listener = Listener::bind(&config.daemon)?;
-        listen_for_all(&mut listener, &mut config).await?;
+        let mut listener = match Listener::bind(&config.daemon) {
+            // Wanted for a table that is wrong, which may be wrong about that, too.
+            Err(error) if !config.needs_vsock() && config.refused.iter().any(|r| r.has_cid) => {
+                tracing::warn!("{}", crate::chain(&error));
+                config.daemon.vsock = false;
+                Listener::bind(&config.daemon)?
+            }
+            listener => listener?,
+        };
+        let unheard = listen_for_all(&mut listener, &config).await?;
         let journal = if config.journal.enabled {
             Some(Journal::begin(&config.journal.path, config.journal.max_size.0, &planner, clock.now())?)
         } else {
@@ -251,6 +263,7 @@ impl Daemon {
             events,
             inbox,
             listener,
+            unheard,
             prober,
             probing,
             probed: BTreeMap::new(),
@@ -302,6 +315,7 @@ impl Daemon {
         self.notifier.ready();
         tokio::pin!(stop);
         let mut next_discovery = tokio::time::Instant::now() + discover::EVERY;
+        let mut next_listening = tokio::time::Instant::now() + LISTEN_PAUSE;
         let mut next_look = tokio::time::Instant::now();
         let mut next_forecast = tokio::time::Instant::now() + forecaster::TURN;
         let mut turn = 0;
@@ -337,6 +351,10 @@ impl Daemon {
                     next_forecast = tokio::time::Instant::now() + forecaster::TURN;
                     turn = (turn + 1) % forecaster::TURNS;
                     self.ask_for_forecasts(turn);
+                }
+                () = sleep_until(next_listening), if !self.unheard.is_empty() => {
+                    next_listening = tokio::time::Instant::now() + LISTEN_PAUSE;
+                    self.listen_again().await;
                 }
                 () = sleep_until(next_look), if self.config.metrics.is_some() => {
                     next_look = tokio::time::Instant::now() + metrics::EVERY;
@@ -377,7 +395,20 @@ impl Daemon {
     /// What waits for somebody to mend it.
     fn problems(&self) -> Vec<String> {
         let metadata = self.metadata.iter().filter_map(|(vm, m)| Some(format!("VM `{vm}`: {}", m.problem.as_ref()?)));
-        self.operated.lost.iter().chain(&self.refused).cloned().chain(metadata).collect()
+        let lost = self.operated.said.lost.iter();
+        lost.chain(&self.refused).chain(self.unheard.values()).cloned().chain(metadata).collect()
+    }
+
+    /// Listens at the hybrid vsocks that could not be had before, where they can be now.
+    async fn listen_again(&mut self) {
+        for vm in std::mem::take(&mut self.unheard).into_keys() {
+            let configured = self.config.vms.iter().find(|v| v.name == vm);
+            let Some(Address::Hybrid(path)) = configured.and_then(|v| v.agent.clone()) else { continue };
+            match self.listener.add_at_once(vm.clone(), path).await {
+                Ok(()) => tracing::info!(%vm, "its agent can call now"),
+                Err(error) => drop(self.unheard.insert(vm, cannot_call(&error))),
+            }
+        }
     }
 
     async fn event(&mut self, event: Event) {
@@ -659,29 +690,33 @@ async fn serve_now_or_later(settings: &config::Metrics, events: &mpsc::Sender<Ev
     None
 }
 
-/// Listens at the hybrid vsock of each VM. One that cannot be had is that VM's trouble, unless it is so for all VMs there
-/// are, because another daemon serves them: two would undo each other's orders.
-async fn listen_for_all(listener: &mut Listener, config: &mut Config) -> Result<(), transport::Error> {
+/// Listens at the hybrid vsock of each VM, and says which cannot be had, and why. That is such a VM's trouble, unless it is
+/// so for all VMs there are, because another daemon serves them: two would undo each other's orders.
+async fn listen_for_all(
+    listener: &mut Listener,
+    config: &Config,
+) -> Result<BTreeMap<VmName, String>, transport::Error> {
     let mut failed = Vec::new();
-    for vm in &mut config.vms {
+    for vm in &config.vms {
         let Some(Address::Hybrid(path)) = &vm.agent else { continue };
         if let Err(error) = listener.add(vm.name.clone(), path.clone()).await {
-            // So that the next reload tries again.
-            vm.agent = None;
-            failed.push(error);
+            failed.push((vm.name.clone(), error));
         }
     }
-    let occupied = failed.iter().filter(|e| matches!(e, transport::Error::Occupied { .. })).count();
+    let occupied = failed.iter().filter(|(_, e)| matches!(e, transport::Error::Occupied { .. })).count();
     if config.libvirt.is_none() && occupied > 0 && occupied == config.vms.len() {
-        return Err(failed.swap_remove(0));
+        return Err(failed.swap_remove(0).1);
     }
-    for error in failed {
-        tracing::warn!(
-            "{}; its agent cannot call until that is mended and `ballast-host reload`",
-            crate::chain(&error)
-        );
+    let unheard: BTreeMap<VmName, String> = failed.into_iter().map(|(vm, error)| (vm, cannot_call(&error))).collect();
+    for problem in unheard.values() {
+        tracing::warn!("{problem}");
     }
-    Ok(())
+    Ok(unheard)
+}
+
+/// What it means that a hybrid vsock cannot be had.
+fn cannot_call(error: &transport::Error) -> String {
+    format!("{}; its agent cannot call (tried again every {} s)", crate::chain(error), LISTEN_PAUSE.as_secs())
 }
 
 /// The VMs whose service is measured.

@@ -2,7 +2,8 @@
 //!
 //! Two daemons must never serve one socket, and a daemon that was killed leaves its file behind. Whether anybody listens is
 //! found out by connecting. The directory is locked meanwhile, so that two daemons that start at the same moment cannot
-//! both find nobody.
+//! both find nobody. But anybody who may read a directory can lock it, for ever: a lock that is not to be had in time is
+//! done without, for a host without a daemon is worse than that moment.
 //!
 //! Whoever owns the directory can put another file in the place of the one just bound. So the file is opened once, known
 //! to be ours, and given its mode and owner by that descriptor: what is put there afterwards keeps its own.
@@ -31,12 +32,23 @@ pub(crate) enum BindError {
     Io { doing: &'static str, source: io::Error },
 }
 
-/// A socket that listens, and its directory, locked.
+/// A socket that listens, and its directory.
 #[derive(Debug)]
 pub(crate) struct Bound {
     pub listener: UnixListener,
     pub file: SocketFile,
     pub directory: File,
+    /// The directory is locked.
+    pub is_locked: bool,
+}
+
+/// Whether a directory's lock is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// As long as another daemon may need it.
+    Yes,
+    /// Somebody kept one locked before: not again for each of 1,000 sockets.
+    No,
 }
 
 /// The file of a socket, whatever becomes of its path.
@@ -44,12 +56,16 @@ pub(crate) struct Bound {
 pub(crate) struct SocketFile(File);
 
 /// Listens at `path`; who may connect is to be said by the file.
-pub(crate) async fn bind(path: &Path) -> Result<Bound, BindError> {
+pub(crate) async fn bind(path: &Path, waits: Waits) -> Result<Bound, BindError> {
     let failed = |doing| move |source| BindError::Io { doing, source };
     let directory = path.parent().unwrap_or(Path::new("/"));
     DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(failed("make its directory"))?;
     let directory = File::open(directory).map_err(failed("open its directory"))?;
-    lock(&directory).await.map_err(failed("lock its directory"))?;
+    let is_locked = lock(&directory, waits).await.map_err(failed("lock its directory"))?;
+    if !is_locked && waits == Waits::Yes {
+        tracing::warn!(path = %path.display(), "its directory is locked by another process: bound without (`lslocks` \
+            names it)");
+    }
 
     match std::fs::symlink_metadata(path) {
         Ok(there) if !there.file_type().is_socket() => return Err(BindError::InTheWay),
@@ -65,7 +81,7 @@ pub(crate) async fn bind(path: &Path) -> Result<Bound, BindError> {
     }
     let listener = UnixListener::bind(path).map_err(failed("bind it"))?;
     let file = SocketFile::open(path).map_err(failed("find what was bound"))?;
-    Ok(Bound { listener, file, directory })
+    Ok(Bound { listener, file, directory, is_locked })
 }
 
 impl SocketFile {
@@ -101,15 +117,18 @@ impl SocketFile {
     }
 }
 
-async fn lock(directory: &File) -> io::Result<()> {
-    for _ in 0..LOCK_ATTEMPTS {
+/// Whether the lock was to be had.
+async fn lock(directory: &File, waits: Waits) -> io::Result<bool> {
+    let attempts = if waits == Waits::Yes { LOCK_ATTEMPTS } else { 1 };
+    for attempt in 1..=attempts {
         match directory.try_lock() {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(true),
             Err(TryLockError::Error(e)) => return Err(e),
+            Err(TryLockError::WouldBlock) if attempt == attempts => {}
             Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_PAUSE).await,
         }
     }
-    Err(io::Error::new(io::ErrorKind::TimedOut, "another process keeps it locked"))
+    Ok(false)
 }
 
 #[cfg(test)]
@@ -130,7 +149,7 @@ mod tests {
         std::fs::set_permissions(&target, Permissions::from_mode(0o640)).unwrap();
         let before = std::fs::metadata(&target).unwrap();
         // After it was found to be ours.
-        let bound = bind(&path).await.unwrap();
+        let bound = bind(&path, Waits::Yes).await.unwrap();
         std::fs::rename(&path, &moved).unwrap();
         symlink(&target, &path).unwrap();
         bound.file.set_mode(0o600).unwrap();
@@ -164,8 +183,30 @@ mod tests {
             waiting.push(stream);
             assert!(waiting.len() < 100, "its queue is never full");
         }
-        assert!(matches!(bind(&path).await, Err(BindError::Occupied)));
+        assert!(matches!(bind(&path, Waits::Yes).await, Err(BindError::Occupied)));
         drop((living, waiting));
-        bind(&path).await.unwrap();
+        bind(&path, Waits::Yes).await.unwrap();
+    }
+
+    /// `flock /run/ballast sleep inf`, as nobody.
+    #[tokio::test]
+    async fn a_directory_that_somebody_keeps_locked_is_done_without() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+        let theirs = File::open(folder.path()).unwrap();
+        theirs.lock().unwrap();
+        let begin = std::time::Instant::now();
+        let bound = bind(&first, Waits::Yes).await.unwrap();
+        assert!(!bound.is_locked && begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        assert!(
+            matches!(bind(&first, Waits::No).await, Err(BindError::Occupied)),
+            "whoever listens is found all the same"
+        );
+        let begin = std::time::Instant::now();
+        assert!(!bind(&second, Waits::No).await.unwrap().is_locked);
+        assert!(begin.elapsed() < LOCK_PAUSE * LOCK_ATTEMPTS / 2, "{:?}", begin.elapsed());
+        drop(theirs);
+        let third = bind(&folder.path().join("third"), Waits::Yes).await.unwrap();
+        assert!(third.is_locked);
     }
 }

@@ -20,6 +20,7 @@ mod stream;
 pub use stream::Stream;
 
 use crate::config;
+use crate::socket::Waits;
 use ballast_planner::VmName;
 use ballast_protocol::{HostMessage, MAX_FRAME, Refusal, encode};
 use pace::Pace;
@@ -133,8 +134,21 @@ impl Listener {
     /// # Errors
     /// The socket cannot be had.
     pub async fn add(&mut self, vm: VmName, path: PathBuf) -> Result<(), Error> {
+        let waits = if self.hybrid.values().all(|socket| socket.was_locked) { Waits::Yes } else { Waits::No };
+        self.listen(vm, path, waits).await
+    }
+
+    /// As [`Self::add`], for whoever tries it again and again and has no time to wait.
+    ///
+    /// # Errors
+    /// The socket cannot be had.
+    pub async fn add_at_once(&mut self, vm: VmName, path: PathBuf) -> Result<(), Error> {
+        self.listen(vm, path, Waits::No).await
+    }
+
+    async fn listen(&mut self, vm: VmName, path: PathBuf, waits: Waits) -> Result<(), Error> {
         self.hybrid.remove(&vm);
-        let socket = hybrid::Socket::bind(vm.clone(), &path, self.port, self.sender.clone()).await?;
+        let socket = hybrid::Socket::bind(vm.clone(), &path, self.port, waits, self.sender.clone()).await?;
         self.hybrid.insert(vm, socket);
         Ok(())
     }

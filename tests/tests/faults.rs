@@ -502,6 +502,8 @@ fn a_wrong_configuration_is_refused_with_its_line_and_changes_nothing() {
         let (said, path) = try_config("wrong.toml", &text);
         assert!(said.contains(&format!("{path}:{}:", vm + 1)), "no file and line: {said}");
         assert!(said.contains(problem) && said.contains("running"), "{problem}, VM: {said}");
+        // With its monitor known it would be left alone; what ends it is that it has a daemon.
+        assert!(said.contains("hands off this VM until") && said.contains("another ballast-host"), "{said}");
     }
     let (said, path) = try_config("empty.toml", "");
     assert!(said.contains(&path) && said.contains("nothing to manage"), "{said}");

@@ -63,10 +63,10 @@ pub(super) fn check(
             Ok(entry) => match vm(source, &entry, &defaults, port, libvirt.is_some(), &mut taken) {
                 Ok(vm) => vms.push(vm),
                 Err(error) => {
-                    let raw::Vm { name, qmp, .. } = entry.get_ref();
+                    let raw::Vm { name, qmp, cid, .. } = entry.get_ref();
                     let name = name.as_ref().map(|n| VmName(n.get_ref().clone()));
                     let qmp = qmp.as_ref().map(|q| q.get_ref().clone());
-                    refused.push(RefusedVm { name, qmp, error });
+                    refused.push(RefusedVm { name, qmp, has_cid: cid.is_some(), error });
                 }
             },
         }
@@ -77,15 +77,14 @@ pub(super) fn check(
             "there is nothing to manage: add [libvirt], or a [[vm]] with `qmp`, the path of its QEMU monitor socket",
         ));
     }
-    let needs_vsock = libvirt.is_some() || vms.iter().any(|v| matches!(v.agent, Some(Address::Cid(_))));
-    let config = Config {
+    let mut config = Config {
         file: source.file.to_owned(),
         daemon: Daemon {
             state_dir,
             control_socket,
             control_group,
             port,
-            vsock: daemon.vsock.unwrap_or(needs_vsock),
+            vsock: false,
             on_exit: daemon.on_exit,
             dry_run: daemon.dry_run,
             model,
@@ -102,6 +101,9 @@ pub(super) fn check(
         vms,
         refused,
     };
+    // Also for a VM that a reload takes up when its table is right: what is not bound at the start never is.
+    let needs_vsock = config.needs_vsock() || config.refused.iter().any(|r| r.has_cid);
+    config.daemon.vsock = daemon.vsock.unwrap_or(needs_vsock);
     if config.refused.is_empty()
         && let (Some(problem), Some(at)) = (config.overcommitted(), &raw.host.budget)
     {
@@ -215,7 +217,7 @@ fn vm(
         taken.claim("interface", interface, raw.span().start)?;
     }
     let (overrides, settings) = settings(source, &raw.settings(), defaults.clone())?;
-    Ok(Vm { name: VmName(text.clone()), qmp, agent, service, interface, overrides, settings })
+    Ok(Vm { name: VmName(text.clone()), qmp, agent, service, interface, overrides, settings, is_stand_in: false })
 }
 
 fn settings(

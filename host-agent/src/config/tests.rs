@@ -397,13 +397,31 @@ fn a_start_takes_what_can_be_used_and_is_hands_off_where_it_cannot_know() {
     let vms: Vec<_> = config.vms.iter().map(|v| (v.name.0.as_str(), v.settings.exempt)).collect();
     assert_eq!(vms, [("a", false), ("b", true), ("c", true)]);
     assert_eq!(config.refused.len(), 5);
-    assert!(exempt(&config, "b") && !config.is_in_doubt(&"b".into()));
+    assert!(exempt(&config, "b") && config.is_in_doubt(&"b".into()) && !config.is_in_doubt(&"a".into()));
 
-    let alone = start(&format!("{wrong}qmp = \"/q\"\n")).unwrap_err();
-    assert!(alone.contains(":4:7: VM `db`: invalid type: integer `3`"), "nothing to manage: {alone}");
+    // Also alone; what has no monitor is nothing to manage.
+    let alone = start(&format!("{wrong}qmp = \"/q\"\n")).unwrap();
+    assert!(exempt(&alone, "db") && alone.vms.len() == 1 && alone.refused.len() == 1);
+    let nothing = start(wrong).unwrap_err();
+    assert!(nothing.contains(":4:7: VM `db`: invalid type: integer `3`"), "nothing to manage: {nothing}");
     let crowded = start(&format!("[libvirt]\n[host]\nbudget = \"64MiB\"\n{wrong}{good}")).unwrap_err();
     assert!(crowded.contains("the minimums of 1 VMs sum to 128 MiB"), "{crowded}");
     assert!(start("[libvirt]\n[demon]\n").is_err());
+}
+
+/// AF_VSOCK is bound at the start or never.
+#[test]
+fn af_vsock_is_wanted_also_for_a_vm_whose_table_is_wrong() {
+    let good = "[[vm]]\nname = \"a\"\nqmp = \"/a\"\n";
+    let wants = |wrong: &str| {
+        let text = format!("{good}[[vm]]\nname = \"b\"\nqmp = \"/b\"\n{wrong}\n");
+        let config = Config::examine_text(Path::new("b.toml"), &text).unwrap();
+        assert!(config.refused.len() == 1 && !config.needs_vsock(), "{text}");
+        config.daemon.vsock
+    };
+    assert!(wants("cid = 7\nmin = 3") && wants("cid = 7\nmin = \"2G\"\nmax = \"1G\"") && wants("cid = \"7\""));
+    assert!(!wants("min = 3"));
+    assert!(!parse(good).unwrap().daemon.vsock);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{
     RefusedWhy, ReserveRequest, operator, unknown_vm,
 };
 use crate::daemon::Event;
-use crate::socket::{self, BindError, Bound};
+use crate::socket::{self, BindError, Bound, Waits};
 use axum::body::Body;
 use axum::extract::{Extension, Path as UrlPath, Request, State};
 use axum::http::{Method, StatusCode, Uri, header};
@@ -77,7 +77,7 @@ pub enum ServeError {
 pub async fn serve(path: &Path, group: Option<&str>, events: Events) -> Result<(), ServeError> {
     let failed = |doing| move |source| ServeError::Bind { path: path.to_owned(), doing, source };
     let group = group.map(|g| group_id(g).ok_or_else(|| ServeError::Group(g.to_owned()))).transpose()?;
-    let Bound { listener, file, .. } = socket::bind(path).await.map_err(|e| match e {
+    let Bound { listener, file, .. } = socket::bind(path, Waits::Yes).await.map_err(|e| match e {
         BindError::Occupied => ServeError::Taken(path.to_owned()),
         BindError::InTheWay => ServeError::InTheWay(path.to_owned()),
         BindError::Io { doing, source } => failed(doing)(source),

@@ -42,7 +42,8 @@ pub struct Status {
     /// How it goes with the probes of its VMs.
     #[serde(default)]
     pub probes: Vec<ProbeStatus>,
-    /// What waits for somebody to mend it: tables and metadata that are not used, words of operators that are lost.
+    /// What waits for somebody to mend it: tables and metadata that are not used, agents' sockets
+    /// that cannot be had, words of operators that are lost.
     #[serde(default)]
     pub problems: Vec<String>,
 }

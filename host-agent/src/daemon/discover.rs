@@ -282,6 +282,10 @@ impl Daemon {
     }
 
     fn found(&mut self, backend: usize, name: VmName, facts: VmFacts) {
+        if facts.migrating && self.vms.get(&name).is_some_and(|known| known.backend != backend) {
+            // Not here yet: who has it until then keeps it.
+            return;
+        }
         if !self.has_claim(backend, &name) {
             return;
         }
@@ -376,11 +380,18 @@ impl Daemon {
         tracing::debug!(?event, "hypervisor event");
         let vm = event.vm;
         match event.what {
-            What::Paused => self.input(Input::Running { vm, running: false }),
+            What::Paused => {
+                // So that a look which finds it running is news, also when nobody said that it was resumed.
+                if let Some(known) = self.vms.get_mut(&vm) {
+                    known.facts.state = State::Paused;
+                }
+                self.input(Input::Running { vm, running: false });
+            }
             What::Resumed => {
-                if !self.vms.contains_key(&vm) {
+                match self.vms.get_mut(&vm) {
+                    Some(known) => known.facts.state = State::Running,
                     // It has arrived.
-                    self.rediscover_vm(&vm);
+                    None => self.rediscover_vm(&vm),
                 }
                 self.input(Input::Running { vm, running: true });
             }

@@ -64,7 +64,7 @@ fn checked_size(size: Bytes) -> Result<Bytes, Refused> {
 impl Daemon {
     /// Takes up what was said to the daemon before this one.
     pub(super) fn resume_operated(&mut self) {
-        let Said { holds, reservations, exempt, dry_run } = &self.operated.said;
+        let Said { holds, reservations, exempt, dry_run, lost: _ } = &self.operated.said;
         if self.operated.said != Said::default() {
             tracing::info!(
                 holds = holds.len(),
@@ -235,7 +235,7 @@ impl Daemon {
     }
 
     fn how_to_unexempt(&self, vm: &VmName) -> String {
-        self.exempt_by(vm).map_or_else(|| format!("`ballast-host exempt {vm} --off`"), |(_, mend)| mend)
+        self.exempt_by(vm).map_or_else(|| format!("`ballast-host exempt {vm} --off`"), |by| by.mend)
     }
 
     fn exempt(&mut self, now: Micros, who: &Operator, vm: &VmName) -> Answer {
@@ -244,13 +244,17 @@ impl Daemon {
             let text = format!("`{vm}` is held at {} by {} ({}): release it first", hold.size, hold.by, hold.reason);
             return Err(Refused::conflict(text));
         }
-        if let Some((by, _)) = self.exempt_by(vm) {
-            return Ok(done(format!("`{vm}` is exempt by {by} already")));
+        let by = self.exempt_by(vm);
+        if let Some(by) = by.as_ref().filter(|by| !by.is_doubt) {
+            return Ok(done(format!("`{vm}` is exempt by {} already", by.whom)));
         }
         self.operated.said.exempt.insert(vm.clone(), who.name.clone());
         self.settle(vm);
         self.remember(vm, now, format!("exempt: hands off, by {who}"));
-        Ok(done(format!("`{vm}` is exempt: it gets all its memory and keeps it")))
+        let mut done = done(format!("`{vm}` is exempt: it gets all its memory and keeps it"));
+        // A doubt ends when its mistake is corrected; what an operator said does not.
+        done.notes.extend(by.map(|by| format!("it was so by {}, and stays so when that is corrected", by.whom)));
+        Ok(done)
     }
 
     fn unexempt(&mut self, now: Micros, who: &Operator, vm: &VmName) -> Answer {
@@ -259,7 +263,7 @@ impl Daemon {
             self.remember(vm, now, format!("exempt: no longer, by {who}"));
             let mut done = done(format!("`{vm}` is no longer exempt by hand"));
             match self.exempt_by(vm) {
-                Some((by, mend)) => done.notes.push(format!("it stays exempt by {by}: {mend}")),
+                Some(by) => done.notes.push(format!("it stays exempt by {}: {}", by.whom, by.mend)),
                 None => done.done = format!("`{vm}` is no longer exempt"),
             }
             return Ok(done);
@@ -346,7 +350,7 @@ impl Daemon {
 
     fn set_dry_run(&mut self, on: bool) -> Done {
         self.operated.said.dry_run = Some(on);
-        self.operated.lost = None;
+        self.operated.said.lost = None;
         self.tell_mode();
         let mut done = done(if on {
             "dry run: decisions are made and written down, and nothing is ordered".to_owned()

@@ -14,7 +14,7 @@
 //! control socket is not touched unless the file says something new about it: only what differs between the old file and
 //! the new one is applied.
 
-use super::{Daemon, targets};
+use super::{Daemon, cannot_call, targets};
 use crate::actuator::{Command, Polling};
 use crate::config::{Address, Config, RefusedVm, Vm};
 use crate::prober::Prober;
@@ -34,6 +34,9 @@ pub struct Reloaded {
     /// What the file says and was not done, with place and mend.
     pub refused: Vec<String>,
 }
+
+/// How long, and what that is.
+const HANDS_OFF: &str = "until it is corrected and read by `ballast-host reload`: it gets and keeps all its memory";
 
 /// What is to rule, before anything of it does.
 #[derive(Debug)]
@@ -69,7 +72,7 @@ impl Daemon {
     }
 
     async fn adopt(&mut self, merged: Merged) -> Reloaded {
-        let Merged { config: mut new, mut refused, tables } = merged;
+        let Merged { config: new, mut refused, tables } = merged;
         self.refused = tables;
         let mut changed = Vec::new();
         // What goes makes room for what comes: a path may pass from one VM to another.
@@ -93,19 +96,20 @@ impl Daemon {
             }
         }
         let port = new.daemon.port;
-        for vm in &mut new.vms {
+        for vm in &new.vms {
             let old = find(&self.config, &vm.name);
-            if old.is_none_or(|old| old.agent != vm.agent)
+            if (old.is_none_or(|old| old.agent != vm.agent) || self.unheard.contains_key(&vm.name))
                 && let Some(Address::Hybrid(path)) = &vm.agent
             {
                 match self.listener.add(vm.name.clone(), path.clone()).await {
                     Ok(()) => {
-                        changed.push(format!("VM `{}`: its agent may call at {}_{port}", vm.name, path.display()))
+                        self.unheard.remove(&vm.name);
+                        changed.push(format!("VM `{}`: its agent may call at {}_{port}", vm.name, path.display()));
                     }
                     Err(error) => {
-                        refused.push(format!("{}; its agent cannot call", crate::chain(&error)));
-                        // So that the next reload tries again.
-                        vm.agent = None;
+                        let problem = cannot_call(&error);
+                        self.unheard.insert(vm.name.clone(), problem.clone());
+                        refused.push(problem);
                     }
                 }
             }
@@ -225,6 +229,7 @@ impl Daemon {
             return;
         }
         self.listener.remove(&old.name);
+        self.unheard.remove(&old.name);
         if let Some(number) = self.sessions.get(&old.name).map(|s| s.number) {
             self.end_session(old.name.clone(), number, "the configuration has another address for it".to_owned());
         }
@@ -279,12 +284,14 @@ fn merge(old: &Config, mut config: Config) -> Result<Merged, String> {
         .filter(|vm| find(&config, &vm.name).is_none() && (anybody || named.contains(&vm.name)))
         .cloned()
         .collect();
-    let texts = tables.iter().map(|table| match &table.name {
-        Some(name) if find(&config, name).is_none() && find(old, name).is_some() => {
-            format!("{}; this VM goes on as it was", table.error)
+    let texts = tables.iter().map(|table| {
+        let stays = table.name.as_ref().and_then(|name| kept.iter().find(|vm| vm.name == *name));
+        match (&table.name, stays) {
+            (Some(_), Some(vm)) if vm.is_stand_in => format!("{}; hands off this VM {HANDS_OFF}", table.error),
+            (Some(_), Some(_)) => format!("{}; this VM goes on as it was", table.error),
+            (None, _) => format!("{}; no VM is let go of, because it may be any of them", table.error),
+            (Some(_), None) => told(&config, table),
         }
-        None => format!("{}; no VM is let go of, because it may be any of them", table.error),
-        Some(_) => told(&config, table),
     });
     let texts: Vec<String> = texts.collect();
     refused.extend(texts.iter().cloned());
@@ -314,17 +321,13 @@ fn merge(old: &Config, mut config: Config) -> Result<Merged, String> {
 
 /// A table that is refused, and what that means for its VM when there was no better one.
 pub(super) fn told(config: &Config, table: &RefusedVm) -> String {
-    let hands_off = "until it is corrected and read by `ballast-host reload`: it gets and keeps all its memory";
     let used = table.name.as_ref().and_then(|name| find(config, name));
     let means = match &table.name {
-        // Taken up at the start, for its monitor alone.
-        Some(_) if used.is_some_and(|vm| vm.qmp.is_some() && vm.qmp == table.qmp && vm.settings.exempt) => {
-            format!("hands off this VM {hands_off}")
-        }
+        Some(_) if used.is_some_and(|vm| vm.is_stand_in) => format!("hands off this VM {HANDS_OFF}"),
         Some(_) if used.is_some() => "this table is not used".to_owned(),
         _ if config.libvirt.is_none() => "this VM is not taken up".to_owned(),
-        Some(_) => format!("hands off this VM {hands_off}"),
-        None => format!("it may be about any VM that no other table names: hands off each of them {hands_off}"),
+        Some(_) => format!("hands off this VM {HANDS_OFF}"),
+        None => format!("it may be about any VM that no other table names: hands off each of them {HANDS_OFF}"),
     };
     format!("{}; {means}", table.error)
 }

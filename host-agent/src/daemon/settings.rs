@@ -45,6 +45,17 @@ fn judge(
     (settings, Metadata { good, problem: Some(problem) })
 }
 
+/// Who but an operator says hands off.
+#[derive(Debug)]
+pub(super) struct ExemptBy {
+    /// For people.
+    pub whom: String,
+    /// What ends it.
+    pub mend: String,
+    /// Only because a mistake may hide that it is to be so.
+    pub is_doubt: bool,
+}
+
 impl Daemon {
     /// How a VM is to be treated. A mistake in its metadata is told once.
     pub(super) fn settings_for(&mut self, vm: &VmName, facts: &VmFacts) -> VmSettings {
@@ -73,11 +84,12 @@ impl Daemon {
         settings
     }
 
-    /// Who but an operator says hands off, and what ends that.
-    pub(super) fn exempt_by(&self, vm: &VmName) -> Option<(String, String)> {
+    /// Who but an operator says hands off, if anybody does.
+    pub(super) fn exempt_by(&self, vm: &VmName) -> Option<ExemptBy> {
+        let by = |whom: String, mend: String, is_doubt| Some(ExemptBy { whom, mend, is_doubt });
         let file = self.config.file.display();
         if self.config.is_in_doubt(vm) {
-            return Some((format!("a wrong [[vm]] in {file}"), format!("correct it in {file} and reload")));
+            return by(format!("a wrong [[vm]] in {file}"), format!("correct it in {file} and reload"), true);
         }
         let by_file = self.config.settings(vm).exempt;
         let by_all = match (self.vms.get(vm), self.metadata.get(vm)) {
@@ -88,13 +100,13 @@ impl Daemon {
             return None;
         }
         let domain = "the <metadata> of its domain";
-        Some(if by_file {
-            (file.to_string(), format!("take `exempt` out of {file} and reload"))
+        if by_file {
+            by(file.to_string(), format!("take `exempt` out of {file} and reload"), false)
         } else if self.metadata.get(vm).is_some_and(|m| m.problem.is_some()) {
-            (format!("{domain}, which is wrong"), format!("correct {domain}"))
+            by(format!("{domain}, which is wrong"), format!("correct {domain}"), true)
         } else {
-            (domain.to_owned(), format!("take `exempt` out of {domain}"))
-        })
+            by(domain.to_owned(), format!("take `exempt` out of {domain}"), false)
+        }
     }
 }
 

@@ -25,11 +25,12 @@ mod session;
 use super::{BalloonStatistics, DEADLINE, Error, Event, Events, Hypervisor, State, VmFacts, What};
 use ballast_planner::VmName;
 use ballast_protocol::{Bytes, KiB};
-use runner::{Done, Hung, Job, Runner, Unable, Undone};
+use runner::{Hung, Job, Runner, Unable, Undone};
 use session::{Running, Session};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Between attempts to connect: a restarted libvirtd needs some hundred milliseconds, and systemd's socket activation
@@ -52,6 +53,8 @@ pub struct Libvirt {
     uri: String,
     worker: Inbox,
     waiting: Arc<AtomicUsize>,
+    /// VMs that cannot be described: told once.
+    undescribed: Mutex<BTreeSet<VmName>>,
 }
 
 /// What the worker is sent, by callers and by libvirt.
@@ -135,7 +138,7 @@ impl Libvirt {
         };
         let spawned = std::thread::Builder::new().name("libvirt".into()).spawn(move || worker.run());
         spawned.map_err(|e| failed(e.to_string()))?;
-        Ok(Self { uri: uri.to_owned(), worker: sender, waiting })
+        Ok(Self { uri: uri.to_owned(), worker: sender, waiting, undescribed: Mutex::default() })
     }
 
     /// Has something done that may have to wait for the QEMU of `vm`, or else for libvirtd alone.
@@ -163,10 +166,9 @@ impl Libvirt {
                     (Err(Error::Unreachable { whom, why: why.to_owned() }), None)
                 }
             };
-            let answered = result.is_ok();
-            // Nobody waits any more.
+            // Fails only when nobody waits any more.
             let _ = sender.try_send(result);
-            Done { answered, listed }
+            listed
         });
         let job = FromLibvirt::Job { vm: vm.cloned(), expires: Instant::now() + DEADLINE, run };
         match self.worker.sender.try_send(job) {
@@ -193,6 +195,34 @@ impl Libvirt {
         let vm = vm.clone();
         self.call("virDomainGetXMLDesc", None, move |s| s.facts_of_hung(&vm))
     }
+
+    /// A VM that libvirt lists and of which nothing more is to be had: if it runs, it is there all the same, as it was.
+    fn facts_of_undescribed(&self, vm: VmName, error: &Error) -> Result<Option<VmFacts>, Error> {
+        if self.undescribed().insert(vm.clone()) {
+            tracing::warn!(%vm, %error, "libvirt does not describe it: it stays as it was, and is not taken up");
+        }
+        let name = vm.clone();
+        let runs = self.call("virDomainIsActive", None, move |s| Ok(s.is_active(&name)))?;
+        Ok(runs.then(|| VmFacts {
+            name: vm,
+            uuid: None,
+            state: State::Hung,
+            max: Bytes::ZERO,
+            actual: Bytes::ZERO,
+            has_balloon: false,
+            deflate_on_oom: None,
+            free_page_reporting: None,
+            cid: None,
+            min_guarantee: None,
+            // So that it is taken up when its size is known.
+            migrating: true,
+            metadata: Err(error.to_string()),
+        }))
+    }
+
+    fn undescribed(&self) -> MutexGuard<'_, BTreeSet<VmName>> {
+        self.undescribed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Libvirt {
@@ -215,11 +245,14 @@ impl Hypervisor for Libvirt {
                 facts => facts,
             };
             match facts {
-                Ok(facts) => all.push(facts),
+                Ok(facts) => {
+                    self.undescribed().remove(&name);
+                    all.push(facts);
+                }
                 // It went, or stopped, while we asked.
                 Err(Error::UnknownVm(_) | Error::Off(_)) => {}
                 Err(e @ (Error::Unreachable { .. } | Error::Deadline { .. })) => return Err(e),
-                Err(error) => tracing::warn!(vm = %name, %error, "left out: libvirt does not describe it"),
+                Err(error) => all.extend(self.facts_of_undescribed(name, &error)?),
             }
         }
         Ok(all)
@@ -342,7 +375,7 @@ impl Worker {
     /// Leaves a call behind that hangs.
     fn abandon(&mut self, vm: Option<VmName>, runner: Runner<Session>) {
         match &vm {
-            Some(vm) => tracing::warn!(%vm, "its QEMU does not answer libvirt: it is left alone until it does"),
+            Some(vm) => tracing::warn!(%vm, "its QEMU does not answer libvirt in time: it is left alone until it does"),
             None => tracing::warn!(uri = self.uri, "libvirtd does not answer"),
         }
         self.hung.add(vm, runner.abandon(), Instant::now());
@@ -430,7 +463,7 @@ impl Worker {
                             if let Ok(session) = session {
                                 session.forget(&name);
                             }
-                            Done::default()
+                            None
                         });
                         if let Some(end) = self.have_done(runner, None, forget) {
                             return end;
@@ -446,7 +479,7 @@ impl Worker {
     /// `None` when the job was done.
     fn have_done(&mut self, runner: &Runner<Session>, vm: Option<VmName>, job: Job<Session>) -> Option<End> {
         match runner.run(job, PATIENCE) {
-            Ok(Done { listed, .. }) => {
+            Ok(listed) => {
                 if let Some(running) = listed {
                     self.compare(running);
                 }
@@ -461,9 +494,9 @@ impl Worker {
     fn ask_all(&mut self, runner: &Runner<Session>) -> Option<End> {
         let (say, said) = sync_channel(1);
         let list: Job<Session> = Box::new(move |session| {
-            let Ok(session) = session else { return Done::default() };
+            let session = session.ok()?;
             let _ = say.try_send(session.names().map_err(|e| e.to_string()));
-            Done { answered: true, listed: session.take_list() }
+            session.take_list()
         });
         let end = self.have_done(runner, None, list);
         if end.is_some() {
@@ -531,5 +564,46 @@ impl Worker {
                 return End::Lost(why.to_owned());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use virt::connect::Connect;
+    use virt::domain::Domain;
+    use virt::sys;
+
+    /// Over libvirt's own driver for tests: it is in this process, and has one VM, which runs.
+    #[test]
+    fn a_vm_that_cannot_be_described_is_listed_while_it_runs() {
+        let uri = "test:///default";
+        let (sender, _events) = tokio::sync::mpsc::unbounded_channel();
+        let libvirt = Libvirt::new(uri, sender).unwrap();
+        let connect = Connect::open(Some(uri)).unwrap();
+        let domain = Domain::lookup_by_name(&connect, "test").unwrap();
+        let listed = || {
+            let begin = Instant::now();
+            loop {
+                match libvirt.vms() {
+                    Ok(vms) => {
+                        return vms.into_iter().map(|f| (f.name, f.state, f.max, f.migrating)).collect::<Vec<_>>();
+                    }
+                    // It connects.
+                    Err(error) => assert!(begin.elapsed() < DEADLINE * 5, "{error}"),
+                }
+            }
+        };
+        let name = VmName::from("test");
+        assert_eq!(listed(), [(name.clone(), State::Hung, Bytes::mib(8192), false)], "this driver knows of no jobs");
+        // Somebody else's metadata, which libvirt takes: two names of one namespace, and so one attribute twice.
+        let odd = "<y xmlns:p='urn:a' xmlns:q='urn:a' p:k='1' q:k='2'/>";
+        let (kind, both) =
+            (sys::VIR_DOMAIN_METADATA_ELEMENT, sys::VIR_DOMAIN_AFFECT_LIVE | sys::VIR_DOMAIN_AFFECT_CONFIG);
+        domain.set_metadata(kind.cast_signed(), Some(odd), Some("w"), Some("urn:x"), both).unwrap();
+        assert_eq!(listed(), [(name.clone(), State::Hung, Bytes::ZERO, true)]);
+        assert!(libvirt.undescribed().contains(&name));
+        domain.destroy().unwrap();
+        assert_eq!(listed(), []);
     }
 }

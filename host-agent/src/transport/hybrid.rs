@@ -3,7 +3,7 @@
 
 use super::pace::Pace;
 use super::{BREATHER, Error, Peer, Stream};
-use crate::socket::{self, BindError, Bound, SocketFile};
+use crate::socket::{self, BindError, Bound, SocketFile, Waits};
 use ballast_planner::VmName;
 use std::fs::{File, Metadata};
 use std::io;
@@ -19,6 +19,8 @@ pub(super) struct Socket {
     path: PathBuf,
     /// Device and inode: the file that is ours, and not one that somebody put there since.
     identity: (u64, u64),
+    /// Its directory was locked when it was bound.
+    pub was_locked: bool,
     task: JoinHandle<()>,
 }
 
@@ -27,15 +29,16 @@ impl Socket {
         vm: VmName,
         vsock: &Path,
         port: u32,
+        waits: Waits,
         arrivals: mpsc::Sender<(Peer, Stream)>,
     ) -> Result<Self, Error> {
         let mut path = vsock.as_os_str().to_owned();
         path.push(format!("_{port}"));
         let path = PathBuf::from(path);
-        let (listener, metadata) = listen(&vm, vsock, &path).await?;
+        let (listener, metadata, was_locked) = listen(&vm, vsock, &path, waits).await?;
         let identity = (metadata.dev(), metadata.ino());
         let task = tokio::spawn(accept(listener, vm, arrivals));
-        Ok(Self { path, identity, task })
+        Ok(Self { path, identity, was_locked, task })
     }
 }
 
@@ -49,9 +52,9 @@ impl Drop for Socket {
     }
 }
 
-async fn listen(vm: &VmName, vsock: &Path, path: &Path) -> Result<(UnixListener, Metadata), Error> {
+async fn listen(vm: &VmName, vsock: &Path, path: &Path, waits: Waits) -> Result<(UnixListener, Metadata, bool), Error> {
     let failed = |doing| move |source| Error::Hybrid { vm: vm.clone(), path: path.to_owned(), doing, source };
-    let Bound { listener, file, directory } = socket::bind(path).await.map_err(|e| match e {
+    let Bound { listener, file, directory, is_locked } = socket::bind(path, waits).await.map_err(|e| match e {
         BindError::Occupied => Error::Occupied { vm: vm.clone(), path: path.to_owned() },
         BindError::InTheWay => Error::InTheWay { vm: vm.clone(), path: path.to_owned() },
         BindError::Io { doing, source } => failed(doing)(source),
@@ -59,7 +62,7 @@ async fn listen(vm: &VmName, vsock: &Path, path: &Path) -> Result<(UnixListener,
     file.set_mode(0o600).map_err(failed("set its mode"))?;
     hand_over(vsock, &directory, &file).map_err(failed("give it to the owner of the VM's vsock"))?;
     let metadata = file.metadata().map_err(failed("look at it"))?;
-    Ok((listener, metadata))
+    Ok((listener, metadata, is_locked))
 }
 
 /// Whoever connects is not the guest but what stands for it on the host: vhost-device-vsock, Firecracker, often as a

@@ -225,3 +225,39 @@ fn an_exempt_vm_gets_all_its_memory_and_may_not_be_held() {
         )
     );
 }
+
+/// Its table is wrong, and so nobody knows what it says of the VM.
+#[test]
+fn an_operators_word_holds_when_the_table_that_made_the_vm_exempt_is_corrected() {
+    let directory = folder();
+    let web = settled(directory.path(), "web");
+    // Alone on its host, it is taken up all the same.
+    let host = Host::start(directory.path(), "", &web.table("min = 3"));
+    host.wait_for_vms(&["web"]);
+    let file = directory.path().join("host.toml");
+    let file = file.display();
+    assert_eq!(
+        host.refusal(None, &["exempt", "web", "--off"]),
+        format!("`web` is exempt by configuration: correct it in {file} and reload")
+    );
+    let output = host.command(None, &["reload"]).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.starts_with("REFUSED: ") && said.contains("; hands off this VM until"), "{said}");
+    let problem = host.status()["problems"][0].as_str().unwrap().to_owned();
+    assert!(problem.contains("VM `web`: invalid type") && problem.contains("; hands off this VM until"), "{problem}");
+    assert_eq!(
+        host.run(&["exempt", "web"]).unwrap(),
+        format!(
+            "`web` is exempt: it gets all its memory and keeps it\n  it was so by a wrong [[vm]] in {file}, and stays so \
+             when that is corrected\n"
+        )
+    );
+    host.configure("", &web.table(""));
+    host.run(&["reload"]).unwrap();
+    assert_eq!(host.status()["problems"], json!([]));
+    assert_eq!(
+        host.refusal(None, &["hold", "web", "512M", "--reason", "x"]),
+        "`web` is exempt, hands off: `ballast-host exempt web --off` first"
+    );
+    assert_eq!(host.run(&["exempt", "web", "--off"]).unwrap(), "`web` is no longer exempt\n");
+}

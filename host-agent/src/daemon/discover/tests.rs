@@ -1,7 +1,9 @@
 use super::*;
+use crate::control::{Change, Operator};
 use crate::hypervisor::{BalloonStatistics, Error};
 use ballast_protocol::Bytes;
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 
 /// A hypervisor that has what it is asked for, and does as it is told.
 #[derive(Debug)]
@@ -84,4 +86,86 @@ async fn of_two_vms_of_one_name_the_one_with_a_monitor_of_its_own_is_managed() {
         daemon.discovered(any, Ok(vec![facts(&db)]));
         assert_eq!(daemon.vms[&db].backend, any);
     }
+}
+
+#[tokio::test]
+async fn a_vm_that_was_resumed_unheard_is_found_running() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut daemon, _, any) = daemon(&folder).await;
+    let web = VmName::from("web");
+    daemon.discovered(any, Ok(vec![facts(&web)]));
+    let runs = |daemon: &Daemon| daemon.planner.vm(&web).unwrap().facts.running;
+    let say = |daemon: &mut Daemon, what| daemon.hypervisor_event(hypervisor::Event { vm: web.clone(), what });
+    say(&mut daemon, hypervisor::What::Paused);
+    assert!(!runs(&daemon));
+    // `Resumed` was lost with a connection.
+    daemon.discovered(any, Ok(vec![facts(&web)]));
+    assert!(runs(&daemon));
+    // And the other way round.
+    say(&mut daemon, hypervisor::What::Paused);
+    say(&mut daemon, hypervisor::What::Resumed);
+    assert!(runs(&daemon));
+    daemon.discovered(any, Ok(vec![VmFacts { state: State::Paused, ..facts(&web) }]));
+    assert!(!runs(&daemon));
+}
+
+#[tokio::test]
+async fn a_vm_that_cannot_be_described_stays_as_it_was_and_is_not_taken_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut daemon, _, any) = daemon(&folder).await;
+    let (web, new) = (VmName::from("web"), VmName::from("new"));
+    daemon.discovered(any, Ok(vec![facts(&web)]));
+    // As `Libvirt` lists them.
+    let undescribed = |vm: &VmName| VmFacts {
+        state: State::Hung,
+        max: Bytes::ZERO,
+        actual: Bytes::ZERO,
+        has_balloon: false,
+        migrating: true,
+        ..facts(vm)
+    };
+    daemon.discovered(any, Ok(vec![undescribed(&web), undescribed(&new)]));
+    assert_eq!(
+        daemon.planner.vms().map(|(name, vm)| (name, vm.facts.max)).collect::<Vec<_>>(),
+        [(&web, Bytes::mib(512))]
+    );
+    assert!(!daemon.vms.contains_key(&new));
+}
+
+#[tokio::test]
+async fn a_vm_that_arrives_elsewhere_stays_with_who_has_it_until_it_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut daemon, monitor, any) = daemon(&folder).await;
+    let db = VmName::from("db");
+    daemon.discovered(any, Ok(vec![facts(&db)]));
+    daemon.discovered(monitor, Ok(vec![VmFacts { migrating: true, ..facts(&db) }]));
+    assert_eq!(daemon.vms[&db].backend, any);
+    daemon.discovered(monitor, Ok(vec![facts(&db)]));
+    assert_eq!(daemon.vms[&db].backend, monitor);
+}
+
+#[tokio::test]
+async fn an_operators_word_outlasts_the_mistake_by_which_a_vm_was_exempt_already() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut daemon, _, any) = daemon(&folder).await;
+    let web = VmName::from("web");
+    let wrong = VmFacts { metadata: Err("its namespace is another".to_owned()), ..facts(&web) };
+    let is_exempt = |daemon: &Daemon| daemon.planner.vm(&web).unwrap().settings.exempt;
+    daemon.discovered(any, Ok(vec![wrong]));
+    assert!(is_exempt(&daemon));
+    let who = Operator { uid: 0, gid: 0, pid: None, name: "alice".to_owned() };
+    let (reply, answer) = oneshot::channel();
+    daemon.change(&who, Change::Exempt { vm: web.clone(), on: true }, reply);
+    let done = answer.await.unwrap().unwrap();
+    assert_eq!(done.done, "`web` is exempt: it gets all its memory and keeps it");
+    assert_eq!(
+        done.notes,
+        ["it was so by the <metadata> of its domain, which is wrong, and stays so when that is corrected"]
+    );
+    daemon.discovered(any, Ok(vec![facts(&web)]));
+    assert!(is_exempt(&daemon));
+    let (reply, answer) = oneshot::channel();
+    daemon.change(&who, Change::Exempt { vm: web.clone(), on: false }, reply);
+    assert_eq!(answer.await.unwrap().unwrap().done, "`web` is no longer exempt");
+    assert!(!is_exempt(&daemon));
 }

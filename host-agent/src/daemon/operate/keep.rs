@@ -20,8 +20,6 @@ type Reply = oneshot::Sender<Result<Done, Refused>>;
 #[derive(Debug)]
 pub(in crate::daemon) struct Operated {
     pub said: Said,
-    /// Why this is a dry run that nobody asked for, until somebody says whether it is to be one.
-    pub lost: Option<String>,
     queue: mpsc::UnboundedSender<Keep>,
     writer: JoinHandle<()>,
 }
@@ -41,10 +39,10 @@ impl Operated {
         let clocks = Clocks { now, wall: SystemTime::now() };
         let (text, problem) = match std::fs::read(&path) {
             Ok(text) => match Said::read(&text, clocks) {
-                Ok(said) => return Self::of(said, None, path).kept(now),
+                Ok(said) => return Self::of(said, path).kept(now),
                 Err(problem) => (Some(text), problem),
             },
-            Err(error) if error.kind() == ErrorKind::NotFound => return Self::of(Said::default(), None, path),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Self::of(Said::default(), path),
             Err(error) => (None, error.to_string()),
         };
         let aside = path.with_extension("json.unreadable");
@@ -52,25 +50,23 @@ impl Operated {
         tracing::error!(path = %path.display(), problem, aside = %aside.display(), moved,
             "holds and reservations of before are lost: set them again");
         let salvaged = text.and_then(|text| Said::salvage(&text));
-        let lost = salvaged.is_none().then(|| {
-            format!(
-                "a dry run, because {} cannot be read ({problem}) and may say so, or that VMs are exempt: exempt them \
-                 again, then `ballast-host dry-run off`",
+        let said = salvaged.unwrap_or_else(|| {
+            let lost = format!(
+                "a dry run, because {} could not be read ({problem}) and may have said so, or that VMs are exempt: exempt \
+                 them again, then `ballast-host dry-run off`",
                 path.display()
-            )
-        });
-        if let Some(lost) = &lost {
+            );
             tracing::error!("{lost}");
-        }
-        let said = salvaged.unwrap_or_else(|| Said { dry_run: Some(true), ..Said::default() });
-        let operated = Self::of(said, lost, path);
+            Said { dry_run: Some(true), lost: Some(lost), ..Said::default() }
+        });
+        let operated = Self::of(said, path);
         // What is still there can be looked at again by the next daemon.
         if moved { operated.kept(now) } else { operated }
     }
 
-    fn of(said: Said, lost: Option<String>, path: PathBuf) -> Self {
+    fn of(said: Said, path: PathBuf) -> Self {
         let (queue, keeps) = mpsc::unbounded_channel();
-        Self { said, lost, queue, writer: tokio::spawn(write_all(path, keeps)) }
+        Self { said, queue, writer: tokio::spawn(write_all(path, keeps)) }
     }
 
     /// Writes what was read in the time of this start, so that a clock that was set back prolongs nothing twice.
@@ -88,7 +84,7 @@ impl Operated {
     /// What was said about a dry run is over.
     pub fn forget_mode(&mut self, now: Micros) {
         self.said.dry_run = None;
-        self.lost = None;
+        self.said.lost = None;
         self.keep(now);
     }
 
@@ -156,13 +152,13 @@ mod tests {
     use super::*;
 
     /// What a daemon makes of a file, and what the one after it does.
-    async fn loaded(text: &[u8]) -> [(Said, Option<String>); 2] {
+    async fn loaded(text: &[u8]) -> [Said; 2] {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("operators.json"), text).unwrap();
         let mut all = [const { None }; 2];
         for one in &mut all {
             let operated = Operated::load(folder.path(), Micros::ZERO);
-            *one = Some((operated.said.clone(), operated.lost.clone()));
+            *one = Some(operated.said.clone());
             operated.finish().await;
             assert_eq!(std::fs::read(folder.path().join("operators.json.unreadable")).unwrap(), text);
         }
@@ -174,25 +170,43 @@ mod tests {
         let exempt = [(VmName::from("db"), "bob".to_owned())];
         let text = br#"{"format": 2, "holds": [], "exempt": {"db": "bob"}, "dry_run": true, "moods": {}}"#;
         let said = Said { exempt: exempt.clone().into(), dry_run: Some(true), ..Said::default() };
-        assert_eq!(loaded(text).await, [(said.clone(), None), (said, None)]);
+        assert_eq!(loaded(text).await, [said.clone(), said]);
         let text = br#"{"format": 2, "exempt": {"db": "bob"}, "dry_run": false}"#;
         let said = Said { exempt: exempt.into(), ..Said::default() };
-        assert_eq!(loaded(text).await, [(said.clone(), None), (said, None)]);
+        assert_eq!(loaded(text).await, [said.clone(), said]);
+    }
+
+    #[tokio::test]
+    async fn why_it_is_a_dry_run_is_over_when_somebody_says_whether_it_is_to_be_one() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("operators.json"), "garbage").unwrap();
+        let mut operated = Operated::load(folder.path(), Micros::ZERO);
+        operated.forget_mode(Micros::ZERO);
+        operated.finish().await;
+        let operated = Operated::load(folder.path(), Micros::ZERO);
+        assert_eq!(operated.said, Said::default());
+        operated.finish().await;
+        assert!(!std::fs::read_to_string(folder.path().join("operators.json")).unwrap().contains("lost"));
     }
 
     #[tokio::test]
     async fn garbage_is_a_dry_run_until_an_operator_speaks() {
         for garbage in [&b"{\"format\": 1, \"hol"[..], b"", b"\0\0\0\0", b"[]"] {
-            let [(first, lost), (second, _)] = loaded(garbage).await;
-            let lost = lost.unwrap();
-            assert!(lost.starts_with("a dry run, because ") && lost.contains("`ballast-host dry-run off`"), "{lost}");
-            assert_eq!([first.dry_run, second.dry_run], [Some(true); 2]);
+            // Also the second of them says why.
+            for said in loaded(garbage).await {
+                let lost = said.lost.unwrap();
+                assert!(
+                    lost.starts_with("a dry run, because ") && lost.contains("`ballast-host dry-run off`"),
+                    "{lost}"
+                );
+                assert_eq!(said.dry_run, Some(true));
+            }
         }
         // One that cannot even be read stays where it is.
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("operators.json")).unwrap();
         let operated = Operated::load(folder.path(), Micros::ZERO);
-        assert!(operated.lost.is_some() && operated.said.dry_run == Some(true));
+        assert!(operated.said.lost.is_some() && operated.said.dry_run == Some(true));
         operated.finish().await;
         assert!(folder.path().join("operators.json").is_dir());
     }

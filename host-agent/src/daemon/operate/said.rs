@@ -21,6 +21,8 @@ pub(in crate::daemon) struct Said {
     pub exempt: BTreeMap<VmName, String>,
     /// A dry run or not, by hand; `None`: as configured.
     pub dry_run: Option<bool>,
+    /// Why this is a dry run that nobody asked for, until somebody says whether it is to be one.
+    pub lost: Option<String>,
 }
 
 /// The file.
@@ -37,6 +39,8 @@ struct File {
     /// Only ever that it is one: a daemon that was told not to act must not begin to by being restarted, and one that
     /// was told to act is asked again by its configuration.
     dry_run: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lost: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -107,6 +111,7 @@ impl Said {
             reservations: reservations.collect(),
             exempt: self.exempt.clone(),
             dry_run: self.dry_run.unwrap_or_default(),
+            lost: self.lost.clone(),
         })
     }
 
@@ -117,7 +122,8 @@ impl Said {
             return Err(format!("format {}, this program reads {FORMAT}", file.format));
         }
         let written = file.written.as_deref().map(time).transpose()?;
-        let mut said = Self { exempt: file.exempt, dry_run: file.dry_run.then_some(true), ..Self::default() };
+        let (exempt, dry_run) = (file.exempt, file.dry_run.then_some(true));
+        let mut said = Self { exempt, dry_run, lost: file.lost, ..Self::default() };
         for (vm, KeptHold { size, until, by, reason }) in file.holds {
             let until = match until {
                 None => None,
@@ -144,7 +150,8 @@ impl Said {
         let exempt = file.get("exempt")?.as_object()?;
         let exempt = exempt.iter().map(|(vm, who)| (VmName(vm.clone()), by(who))).collect();
         let dry_run = file.get("dry_run")?.as_bool()?;
-        Some(Self { exempt, dry_run: dry_run.then_some(true), ..Self::default() })
+        let lost = file.get("lost").and_then(Value::as_str).map(str::to_owned);
+        Some(Self { exempt, dry_run: dry_run.then_some(true), lost, ..Self::default() })
     }
 }
 
@@ -162,6 +169,7 @@ mod tests {
                 .into(),
             exempt: [(VmName::from("old"), "bob".to_owned())].into(),
             dry_run: Some(true),
+            lost: Some("a dry run, because".to_owned()),
         }
     }
 
@@ -182,7 +190,7 @@ mod tests {
             (&read.holds[&VmName::from("mail")], &read.exempt),
             (&said().holds[&VmName::from("mail")], &said().exempt)
         );
-        assert_eq!(read.dry_run, Some(true));
+        assert_eq!((read.dry_run, read.lost), (Some(true), said().lost));
     }
 
     #[test]
@@ -232,7 +240,7 @@ mod tests {
         let salvaged = salvage(&other).unwrap();
         let by = |vm: &str| salvaged.exempt[&VmName::from(vm)].as_str();
         assert_eq!((by("old"), by("web"), salvaged.exempt.len()), ("bob", "an operator", 2));
-        assert_eq!((salvaged.dry_run, salvaged.holds.len()), (Some(true), 0));
+        assert_eq!((salvaged.dry_run, salvaged.lost, salvaged.holds.len()), (Some(true), said().lost, 0));
         other["dry_run"] = false.into();
         assert_eq!(salvage(&other).unwrap().dry_run, None);
         // Not to be guessed.

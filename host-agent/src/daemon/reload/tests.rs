@@ -78,6 +78,36 @@ fn a_vm_of_libvirt_whose_first_table_is_wrong_is_hands_off_until_it_is_right() {
     assert!(!exempt(&nameless.config, "db") && nameless.tables.len() == 1);
 }
 
+/// A QEMU of its own whose table was wrong when the daemon started.
+#[test]
+fn a_stand_in_is_hands_off_until_its_table_is_right() {
+    let start = |text: &str| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::examine_to_start(file.path()).unwrap()
+    };
+    // The minimum by default is more than the budget has; what the stand-in's table guarantees is not known.
+    let host = "[host]\nbudget = \"700MiB\"\n[defaults]\nmin = \"600MiB\"\n";
+    let first = start(&(host.to_owned() + &vm("a", "") + &vm("b", "min = 3")));
+    assert!(find(&first, &"b".into()).unwrap().is_stand_in && first.is_in_doubt(&"b".into()));
+    // Wrong in another way: still nobody knows what it is to have.
+    let still = merge(&first, examined(&(host.to_owned() + &vm("a", "") + &vm("b", "max = 3")))).unwrap();
+    let [said] = still.refused.as_slice() else { panic!("{:?}", still.refused) };
+    assert!(
+        said.contains("VM `b`: invalid type") && said.contains("; hands off this VM until it is corrected"),
+        "{said}"
+    );
+    assert!(still.config.settings(&"b".into()).exempt);
+    // Also when the table has lost its name, and its VM stays for that.
+    let nameless = vm("b", "").replace("name", "nane");
+    let nameless = merge(&still.config, examined(&(host.to_owned() + &vm("a", "") + &nameless))).unwrap();
+    assert!(nameless.config.is_in_doubt(&"b".into()));
+    let right = merge(&nameless.config, examined(&(vm("a", "") + &vm("b", "")))).unwrap();
+    assert!(!right.config.is_in_doubt(&"b".into()) && !right.config.settings(&"b".into()).exempt);
+    let again = merge(&right.config, examined(&(vm("a", "") + &vm("b", "max = 3")))).unwrap();
+    assert!(again.refused[0].ends_with("this VM goes on as it was"), "{:?}", again.refused);
+}
+
 #[test]
 fn a_second_table_of_a_name_does_not_keep_the_old_one() {
     let old = vm("a", "min = \"100MiB\"");

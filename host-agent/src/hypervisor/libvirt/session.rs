@@ -228,9 +228,13 @@ impl Session {
         }
     }
 
-    fn is_active(&mut self, vm: &VmName) -> bool {
-        // When that cannot be told, the first error is the better one.
-        self.known(vm).is_ok_and(|k| k.domain.is_active().unwrap_or(true))
+    /// Whether a VM runs, of which nothing else may be known. When that cannot be told, the error that led here is the
+    /// better one, and who may run keeps its memory.
+    pub fn is_active(&self, vm: &VmName) -> bool {
+        match Domain::lookup_by_name(&self.connect, &vm.0) {
+            Ok(domain) => domain.is_active().unwrap_or(true),
+            Err(error) => error.code() != ErrorNumber::NoDomain,
+        }
     }
 
     fn known(&mut self, vm: &VmName) -> Result<&mut Known, Error> {
