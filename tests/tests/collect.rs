@@ -36,8 +36,15 @@ fn run(files: &[PathBuf], folder: &Path) -> Done {
     let mut experiments: Vec<_> = files.iter().map(|f| Experiment::read(f).unwrap()).collect();
     // With help and without.
     experiments[1].repetitions = 2;
-    let order =
-        Order { experiments, folder: folder.to_owned(), asked: "test".into(), within: None, fresh: false, parallel: 2 };
+    let order = Order {
+        experiments,
+        wrong: Vec::new(),
+        folder: folder.to_owned(),
+        asked: "test".into(),
+        within: None,
+        fresh: false,
+        parallel: 2,
+    };
     order.run().unwrap()
 }
 
