@@ -13,6 +13,7 @@
 
 mod discover;
 mod dispatch;
+mod listen;
 mod operate;
 pub mod reload;
 mod seen;
@@ -20,7 +21,7 @@ mod settings;
 
 use crate::actuator::{self, Command, Polling};
 use crate::clock::Clock;
-use crate::config::{self, Address, Config, OnExit};
+use crate::config::{Config, OnExit};
 use crate::control;
 use crate::forecaster::{self, Forecaster};
 use crate::host_memory;
@@ -31,7 +32,6 @@ use crate::notify::Notifier;
 use crate::prober::{self, ProbeStatus, Prober, Target};
 use crate::session::{self, Admission, Opening};
 use crate::transport::{self, Listener, Peer, Stream};
-use crate::web;
 use ballast_planner::{Forecast, Input, LawSettings, Mode, Planner, VmName, VmStatus};
 use ballast_protocol::{Answer, Bytes, GuestMessage, Hello, HostMessage, Micros, Refusal, Shortfall, Verdict};
 pub use discover::{Backend, Backends};
@@ -49,10 +49,6 @@ use tokio::time::{Duration, sleep_until, timeout};
 const EVENTS: usize = 4096;
 /// How long orders under way are waited for when the daemon stops.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Between attempts to serve metrics where somebody else was.
-const WEB_PAUSE: Duration = Duration::from_secs(10);
-/// And to listen at hybrid vsocks that could not be had.
-const LISTEN_PAUSE: Duration = Duration::from_secs(10);
 /// Decisions remembered per VM for `explain`.
 const REMEMBERED: usize = 32;
 
@@ -217,7 +213,7 @@ impl Daemon {
         // First the sockets: they tell whether another daemon is at work, whose journal must not be moved aside.
         control::serve(&config.daemon.control_socket, config.daemon.control_group.as_deref(), events.clone()).await?;
         let web = match &config.metrics {
-            Some(settings) => serve_now_or_later(settings, &events).await,
+            Some(settings) => listen::serve_now_or_later(settings, &events).await,
             None => None,
         };
         let mut listener = match Listener::bind(&config.daemon) {
@@ -229,7 +225,7 @@ impl Daemon {
             }
             listener => listener?,
         };
-        let unheard = listen_for_all(&mut listener, &config).await?;
+        let unheard = listen::for_all(&mut listener, &config).await?;
         let journal = if config.journal.enabled {
             Some(Journal::begin(&config.journal.path, config.journal.max_size.0, &planner, clock.now())?)
         } else {
@@ -315,7 +311,7 @@ impl Daemon {
         self.notifier.ready();
         tokio::pin!(stop);
         let mut next_discovery = tokio::time::Instant::now() + discover::EVERY;
-        let mut next_listening = tokio::time::Instant::now() + LISTEN_PAUSE;
+        let mut next_listening = tokio::time::Instant::now() + listen::PAUSE;
         let mut next_look = tokio::time::Instant::now();
         let mut next_forecast = tokio::time::Instant::now() + forecaster::TURN;
         let mut turn = 0;
@@ -353,7 +349,7 @@ impl Daemon {
                     self.ask_for_forecasts(turn);
                 }
                 () = sleep_until(next_listening), if !self.unheard.is_empty() => {
-                    next_listening = tokio::time::Instant::now() + LISTEN_PAUSE;
+                    next_listening = tokio::time::Instant::now() + listen::PAUSE;
                     self.listen_again().await;
                 }
                 () = sleep_until(next_look), if self.config.metrics.is_some() => {
@@ -397,18 +393,6 @@ impl Daemon {
         let metadata = self.metadata.iter().filter_map(|(vm, m)| Some(format!("VM `{vm}`: {}", m.problem.as_ref()?)));
         let lost = self.operated.said.lost.iter();
         lost.chain(&self.refused).chain(self.unheard.values()).cloned().chain(metadata).collect()
-    }
-
-    /// Listens at the hybrid vsocks that could not be had before, where they can be now.
-    async fn listen_again(&mut self) {
-        for vm in std::mem::take(&mut self.unheard).into_keys() {
-            let configured = self.config.vms.iter().find(|v| v.name == vm);
-            let Some(Address::Hybrid(path)) = configured.and_then(|v| v.agent.clone()) else { continue };
-            match self.listener.add_at_once(vm.clone(), path).await {
-                Ok(()) => tracing::info!(%vm, "its agent can call now"),
-                Err(error) => drop(self.unheard.insert(vm, cannot_call(&error))),
-            }
-        }
     }
 
     async fn event(&mut self, event: Event) {
@@ -668,55 +652,6 @@ impl Daemon {
         control::remove(&self.config.daemon.control_socket);
         tracing::info!("stopped");
     }
-}
-
-/// Metrics and the status page, now or as soon as they can be had. No VM waits for them.
-async fn serve_now_or_later(settings: &config::Metrics, events: &mpsc::Sender<Event>) -> Option<SocketAddr> {
-    let error = match web::serve(settings, events.clone()).await {
-        Ok(address) => return Some(address),
-        Err(error) => error,
-    };
-    tracing::warn!(error = %crate::chain(&error), "tried again every {} s", WEB_PAUSE.as_secs());
-    let (settings, events) = (settings.clone(), events.clone());
-    tokio::spawn(async move {
-        while !events.is_closed() {
-            tokio::time::sleep(WEB_PAUSE).await;
-            if let Ok(address) = web::serve(&settings, events.clone()).await {
-                tracing::info!(page = %format!("http://{address}/"), "metrics and status page are served now");
-                return;
-            }
-        }
-    });
-    None
-}
-
-/// Listens at the hybrid vsock of each VM, and says which cannot be had, and why. That is such a VM's trouble, unless it is
-/// so for all VMs there are, because another daemon serves them: two would undo each other's orders.
-async fn listen_for_all(
-    listener: &mut Listener,
-    config: &Config,
-) -> Result<BTreeMap<VmName, String>, transport::Error> {
-    let mut failed = Vec::new();
-    for vm in &config.vms {
-        let Some(Address::Hybrid(path)) = &vm.agent else { continue };
-        if let Err(error) = listener.add(vm.name.clone(), path.clone()).await {
-            failed.push((vm.name.clone(), error));
-        }
-    }
-    let occupied = failed.iter().filter(|(_, e)| matches!(e, transport::Error::Occupied { .. })).count();
-    if config.libvirt.is_none() && occupied > 0 && occupied == config.vms.len() {
-        return Err(failed.swap_remove(0).1);
-    }
-    let unheard: BTreeMap<VmName, String> = failed.into_iter().map(|(vm, error)| (vm, cannot_call(&error))).collect();
-    for problem in unheard.values() {
-        tracing::warn!("{problem}");
-    }
-    Ok(unheard)
-}
-
-/// What it means that a hybrid vsock cannot be had.
-fn cannot_call(error: &transport::Error) -> String {
-    format!("{}; its agent cannot call (tried again every {} s)", crate::chain(error), LISTEN_PAUSE.as_secs())
 }
 
 /// The VMs whose service is measured.

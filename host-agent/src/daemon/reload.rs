@@ -14,7 +14,8 @@
 //! control socket is not touched unless the file says something new about it: only what differs between the old file and
 //! the new one is applied.
 
-use super::{Daemon, cannot_call, targets};
+use super::listen::cannot_call;
+use super::{Daemon, targets};
 use crate::actuator::{Command, Polling};
 use crate::config::{Address, Config, RefusedVm, Vm};
 use crate::prober::Prober;
