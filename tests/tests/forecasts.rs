@@ -21,7 +21,6 @@ fn forecasts_are_judged_by_a_real_guest_and_drawn_and_a_burst_survives_what_they
     let _turn = bursting();
     let mut machine = Machine::builder("seer").start().unwrap();
     let mut config = HostAgent::config(&[&machine]);
-    config.insert("defaults".into(), Table::from_iter([("predictor".into(), "on".into())]).into());
     let mut host = HostAgent::start(config.clone()).unwrap();
     machine.guest.start_agent(&["run"]).unwrap();
 

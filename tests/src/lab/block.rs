@@ -514,9 +514,9 @@ pub(super) fn config(
         let mut settings = arm.settings.clone();
         if arm.law == Law::Sweep {
             // No guest is quiet for so long: nothing is taken of its own accord. And no more is given unasked than the law of
-            // survival wants.
-            settings
-                .extend([("cool-down", "1d"), ("headroom", "0MiB")].map(|(key, value)| (key.to_owned(), value.into())));
+            // survival wants, least of all because of a forecast: the next model would learn from what this one did.
+            let fixed = [("cool-down", "1d"), ("headroom", "0MiB"), ("predictor", "off")];
+            settings.extend(fixed.map(|(key, value)| (key.to_owned(), value.into())));
         }
         config.insert("defaults".into(), settings.into());
     } else if !arm.settings.is_empty() {

@@ -303,7 +303,7 @@ pub fn in_words(ratio: f64, interval: Option<Interval>, noise: f64, good: Good, 
 /// Is this arm neither the reference nor ours, nor one of their variants? Its law decides, whatever it is called.
 #[must_use]
 pub fn is_rival(cell: &Cell) -> bool {
-    ![STATIC, BALLAST, results::PREDICTIVE].contains(&cell.law.as_str())
+    ![STATIC, BALLAST].contains(&cell.law.as_str())
 }
 
 /// `1 kill`, `2 kills`.

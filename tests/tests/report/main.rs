@@ -153,17 +153,26 @@ fn a_difference_beyond_the_noise_is_said() {
 
 #[test]
 fn what_forecasts_save_is_a_figure_of_its_own_and_kills_spoil_it() {
-    let figure = |held: f64, kills: u64| {
-        let mut foreseen = arm("predictive", held, vec![phase(0, 100.0, Some(10.0))]);
-        foreseen.guests[0].totals.oom_kills = kills;
-        let ours = arm("ballast", 200.0, vec![phase(0, 100.0, Some(10.0))]);
-        let blocks = [world::block("one", 1, vec![ours, foreseen], false)];
+    let figure = |held: f64, kills: u64, throughput: f64, known: bool| {
+        let work = |throughput| vec![phase(0, throughput, Some(10.0))];
+        let mut ours = arm("ballast", held, work(throughput));
+        ours.guests[0].totals.oom_kills = kills;
+        let mut arms = vec![ours, arm("reactive", 200.0, work(95.0))];
+        arms.extend(known.then(|| arm("static", 500.0, work(100.0))));
+        let blocks = [world::block("one", 1, arms, false)];
         summary::figures(&summary::of(world::run_of(&blocks), &blocks), &[]).pop().unwrap()
     };
-    assert!(figure(180.0, 0).name.contains("with forecasts"));
-    for (held, kills, reached) in [(180.0, 0, true), (198.0, 0, false), (180.0, 1, false)] {
-        let figure = figure(held, kills);
-        assert_eq!(figure.reached, Some(reached), "{figure:?}");
+    assert!(figure(180.0, 0, 95.0, true).name.contains("with forecasts"));
+    for (held, kills, throughput, known, reached) in [
+        (180.0, 0, 95.0, true, Some(true)),
+        (198.0, 0, 95.0, true, Some(false)),
+        (180.0, 1, 95.0, true, Some(false)),
+        (180.0, 0, 90.0, true, Some(false)),
+        (180.0, 0, 95.0, false, None),
+        (198.0, 0, 95.0, false, Some(false)),
+    ] {
+        let figure = figure(held, kills, throughput, known);
+        assert_eq!(figure.reached, reached, "{figure:?}");
     }
 }
 

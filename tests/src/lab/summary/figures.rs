@@ -1,7 +1,7 @@
 //! The figures that were asked for, each reached or not, and where ours stands against each rival.
 
 use super::{experiments, is_rival, lost, pairs};
-use crate::lab::results::{BALLAST, Block, Cell, Interval, PREDICTIVE, STATIC, Summary};
+use crate::lab::results::{BALLAST, Block, Cell, Interval, REACTIVE, STATIC, Summary};
 use crate::lab::stats::{self, Difference};
 use serde::Serialize;
 use std::cmp::Ordering;
@@ -193,31 +193,43 @@ impl Ours<'_> {
         }
     }
 
-    /// What following forecasts saves. `None`: nobody did.
+    /// What following forecasts saves, and whether anything is lost by it. `None`: all arms did, or none.
     fn foreseen(&self) -> Option<Figure> {
-        let cells = &self.summary.cells;
-        let theirs = |c: &Cell| cells.iter().find(|p| p.arm == PREDICTIVE && p.experiment == c.experiment);
-        let pairs: Vec<(&Cell, &Cell)> = self.cells.iter().filter_map(|c| Some((theirs(c)?, *c))).collect();
+        let without = |c: &Cell| self.summary.cells.iter().find(|w| w.arm == REACTIVE && w.experiment == c.experiment);
+        let pairs: Vec<(&Cell, &Cell)> = self.cells.iter().filter_map(|c| Some((*c, without(c)?))).collect();
         if pairs.is_empty() {
             return None;
         }
-        let ratios: Vec<f64> = pairs.iter().filter_map(|(p, c)| Some(p.resident_mib? / c.resident_mib?)).collect();
+        let ratios: Vec<f64> = pairs.iter().filter_map(|(c, w)| Some(c.resident_mib? / w.resident_mib?)).collect();
         let worse = |c: &Cell| lost(c) + c.unfinished;
-        let more: u64 = pairs.iter().map(|(p, c)| worse(p).saturating_sub(worse(c))).sum();
+        let more: u64 = pairs.iter().map(|(c, w)| worse(c).saturating_sub(worse(w))).sum();
+        // Each on its worst day. `None` where a cell has nothing to say, which then may have been the worst.
+        let services = pairs.iter().map(|(c, w)| Some((c.throughput_ratio?, w.throughput_ratio?)));
+        let least = |all: &[(f64, f64)]| {
+            all.iter().fold((f64::INFINITY, f64::INFINITY), |least, one| (least.0.min(one.0), least.1.min(one.1)))
+        };
+        let service = services.collect::<Option<Vec<_>>>().map(|all| least(&all));
         let median = stats::median(&ratios);
-        let whole = self.whole() && ratios.len() == pairs.len() && pairs.iter().all(|(p, _)| p.errors.is_empty());
+        let broken = pairs.iter().any(|(c, w)| !c.errors.is_empty() || !w.errors.is_empty());
+        let whole = self.whole() && ratios.len() == pairs.len() && !broken;
+        let good = service.map(|(with, without)| with >= without);
         Some(Figure {
             name: "memory held with forecasts to that without, median cell".to_owned(),
-            reach: format!("at most {FORESEEN}, no more OOM kills"),
+            reach: format!("at most {FORESEEN}, no more OOM kills and no lower worst throughput"),
             value: median.map_or("nothing to compare".to_owned(), |m| {
                 format!(
-                    "{m:.2} over {} of {} cells, {more} more kills, refusals or unfinished{}",
+                    "{m:.2} over {} of {} cells, {more} more kills, refusals or unfinished, worst throughput {}{}",
                     ratios.len(),
                     pairs.len(),
+                    service.map_or("unknown".to_owned(), |(with, without)| format!("{with:.2} to {without:.2}")),
                     self.but()
                 )
             }),
-            reached: if more > 0 { Some(false) } else { median.filter(|_| whole).map(|m| m <= FORESEEN) },
+            reached: match (more > 0, good) {
+                (true, _) | (_, Some(false)) => Some(false),
+                (_, Some(true)) => median.filter(|_| whole).map(|m| m <= FORESEEN),
+                (_, None) => median.filter(|m| *m > FORESEEN && whole).map(|_| false),
+            },
         })
     }
 
