@@ -181,6 +181,8 @@ pub struct Snapshot {
     pub host: Option<HostStatus>,
     /// The hypervisors.
     pub hypervisors: Vec<HypervisorStatus>,
+    /// What waits for somebody to mend it.
+    pub problems: Vec<String>,
     /// VMs that the configuration names and no hypervisor has.
     pub waiting: usize,
     /// Events that the daemon's task has not come to.

@@ -236,6 +236,7 @@ mod tests {
             dry_run: false,
             host: None,
             hypervisors: Vec::new(),
+            problems: Vec::new(),
             waiting: 0,
             queue: 0,
             vms: Vec::new(),

@@ -22,6 +22,7 @@ impl Daemon {
             dry_run: self.is_dry_run(),
             host: self.planner.host_status(at),
             hypervisors: self.backends.status(),
+            problems: self.problems(),
             waiting: self.config.vms.iter().filter(|v| self.planner.vm(&v.name).is_none()).count(),
             queue: self.inbox.len(),
             vms: vms.collect(),

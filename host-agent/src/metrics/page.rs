@@ -16,6 +16,7 @@ struct Page<'a> {
     dry_run: bool,
     host: Option<&'a HostStatus>,
     hypervisors: Vec<Hypervisor<'a>>,
+    problems: &'a [String],
     waiting: usize,
     vms: Vec<Row<'a>>,
     marks: &'a [Mark],
@@ -52,6 +53,7 @@ pub fn json(snapshot: &Snapshot) -> serde_json::Result<String> {
             .iter()
             .map(|h| Hypervisor { name: &h.name, error: h.error.as_deref() })
             .collect(),
+        problems: &snapshot.problems,
         waiting: snapshot.waiting,
         vms: snapshot.vms.iter().map(|Seen { status, stalled, .. }| Row { status, stalled: *stalled }).collect(),
         marks: &snapshot.marks,

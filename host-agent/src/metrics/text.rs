@@ -207,6 +207,8 @@ fn daemon(text: &mut Text, snapshot: &Snapshot) -> Result<()> {
         "VMs that the configuration names and no hypervisor has.",
         snapshot.waiting as f64,
     )?;
+    let help = "What waits for somebody to mend it, as a wrong table; `ballast-host status` names each.";
+    text.one("ballast_problems", help, snapshot.problems.len() as f64)?;
     let hypervisors = snapshot
         .hypervisors
         .iter()
@@ -304,6 +306,7 @@ mod tests {
             dry_run: false,
             host: None,
             hypervisors: Vec::new(),
+            problems: vec!["VM `web`: wrong".to_owned()],
             waiting: 0,
             queue: 0,
             vms: vec![Seen { status, stalled: None, totals: Totals::default(), probe: None }],
@@ -354,6 +357,11 @@ mod tests {
     fn a_daemon_without_vms_can_be_scraped() {
         let empty = Snapshot { vms: Vec::new(), ..snapshot() };
         let text = render(&empty).unwrap();
-        assert!(text.contains("\nballast_vms 0\n") && !text.contains("ballast_vm_"), "{text}");
+        assert!(
+            text.contains("\nballast_vms 0\n")
+                && text.contains("\nballast_problems 1\n")
+                && !text.contains("ballast_vm_"),
+            "{text}"
+        );
     }
 }

@@ -77,9 +77,23 @@ fn header(app: &App, at: Duration) -> Line<'static> {
             let gone = at.saturating_sub(*since).as_secs();
             Line::from(vec![Span::styled(format!("NO ANSWER for {gone} s: {why}  "), BAD), Span::styled(name, DIM)])
         }
-        (None, Some(_)) => Line::styled(name, HEAD),
+        (None, Some(status)) => match wrong(status) {
+            Some(wrong) => Line::from(vec![Span::styled(wrong, BAD), Span::styled(name, DIM)]),
+            None => Line::styled(name, HEAD),
+        },
         (None, None) => Line::styled("asking the daemon ...", DIM),
     }
+}
+
+/// The first of what waits for somebody to mend it; `status` has all of it.
+fn wrong(status: &Status) -> Option<String> {
+    let silent = status.hypervisors.iter().filter_map(|h| Some(format!("{}: {}", h.name, h.error.as_ref()?)));
+    let mut all = silent.chain(status.problems.iter().cloned());
+    let first = all.next()?;
+    Some(match all.count() {
+        0 => format!("WRONG: {first}  "),
+        more => format!("WRONG, and {more} more in `status`: {first}  "),
+    })
 }
 
 /// The host's memory.

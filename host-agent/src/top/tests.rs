@@ -338,6 +338,17 @@ fn a_hold_that_is_wrong_says_what_and_one_thought_better_of_is_not_sent() {
 }
 
 #[test]
+fn what_waits_for_somebody_to_mend_it_is_said_first() {
+    let mut app = App::default();
+    let wrong = || Status { problems: vec!["b.toml:4: VM `b`: unknown key".to_owned()], ..status(0) };
+    app.learn(Duration::ZERO, News::Status(Ok(Box::new(wrong()))));
+    assert!(screen(&mut app, 80, 24, 0).starts_with("WRONG: b.toml:4: VM `b`: unknown key  ballast-host 0.1.0"));
+    let hypervisors = serde_json::from_value(json!([{ "name": "libvirt", "error": "away" }])).unwrap();
+    app.learn(Duration::ZERO, News::Status(Ok(Box::new(Status { hypervisors, ..wrong() }))));
+    assert!(screen(&mut app, 80, 24, 0).starts_with("WRONG, and 1 more in `status`: libvirt: away  "));
+}
+
+#[test]
 fn a_host_that_is_short_says_so_first() {
     let mut app = App::default();
     let mut short = status(0);

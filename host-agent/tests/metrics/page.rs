@@ -7,6 +7,7 @@ use crate::{HOSTILE, Host, burst, connect, directory, get, three, tool};
 use ballast_protocol::Bytes;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::Duration;
 
@@ -87,12 +88,30 @@ fn events_are_snapshots_and_say_what_happened_before() {
 }
 
 #[test]
+fn what_waits_for_somebody_to_mend_it_is_in_the_figures_and_on_the_page() {
+    let directory = directory();
+    let [hostile, web, _] = three(directory.path());
+    // Somebody else sits where this VM's agent would call.
+    let _other = UnixListener::bind(directory.path().join("b.v_9150")).unwrap();
+    let host = Host::start(directory.path(), &[&hostile, &web], "");
+    let scraped = host.scrape_until("the problem", |text| text.contains("\nballast_problems 1\n"));
+    assert!(scraped.contains("\nballast_vms "), "{scraped}");
+    let stream = connect(host.address, "/events", "localhost");
+    let line =
+        BufReader::new(stream).lines().find_map(|l| Some(l.unwrap().strip_prefix("data: ")?.to_owned())).unwrap();
+    let snapshot: Value = serde_json::from_str(&line).unwrap();
+    let problem = snapshot["problems"][0].as_str().unwrap();
+    assert!(problem.contains("VM `web`") && problem.contains("b.v_9150"), "{problem}");
+}
+
+#[test]
 fn the_page_in_a_real_browser_makes_text_of_hostile_names() {
     let Some(chromium) = tool("chromium", "apt-get install chromium (100 MB, so `make setup` does not)") else {
         return;
     };
     let directory = directory();
     let [hostile, web, bare] = three(directory.path());
+    let _other = UnixListener::bind(directory.path().join("c.v_9150")).unwrap();
     let host = Host::start(directory.path(), &[&hostile, &web, &bare], "[host]\nbudget = \"4GiB\"");
     burst(&host, &web);
     // A browser on a busy machine may be late with its first connection.
@@ -119,6 +138,8 @@ fn the_page_in_a_real_browser_makes_text_of_hostile_names() {
     for name in ["web", "bare"] {
         assert!(page.contains(&format!("<th scope=\"row\">{name}</th>")), "{name}");
     }
+    let banner = page.split("class=\"banner\"").nth(1).and_then(|b| b.split("</p>").next()).unwrap();
+    assert!(banner.contains("VM `bare`") && banner.contains("c.v_9150"), "{banner}");
     assert_eq!(page.matches("<figure>").count(), 4, "one for each VM and one for all");
     assert!(page.contains("class=\"kept\" d=\"M") && page.contains("class=\"give\" d=\"M"), "lines and signs");
 }
