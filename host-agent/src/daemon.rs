@@ -178,8 +178,8 @@ pub struct Daemon {
     prober: mpsc::UnboundedSender<prober::Command>,
     probing: JoinHandle<()>,
     probed: BTreeMap<VmName, ProbeStatus>,
-    /// The model, while there is one.
-    forecaster: Option<Forecaster>,
+    /// The model; why there are no forecasts.
+    forecaster: Result<Forecaster, String>,
     operated: operate::Operated,
     metrics: Metrics,
     /// When the clock began, seconds since 1970.
@@ -231,13 +231,11 @@ impl Daemon {
         } else {
             None
         };
-        let forecaster = match Forecaster::start(config.daemon.model.as_deref(), events.clone()) {
-            Ok(forecaster) => Some(forecaster),
-            Err(error) => {
-                tracing::warn!(error = %crate::chain(&error), "no forecasts: the reactive law goes on without");
-                None
-            }
-        };
+        let forecaster = Forecaster::start(config.daemon.model.as_deref(), events.clone()).map_err(|error| {
+            let why = crate::chain(&error);
+            tracing::warn!(error = why, "no forecasts: the reactive law goes on without");
+            format!("no forecasts: {why}")
+        });
         let operated = operate::Operated::load(&config.daemon.state_dir, clock.now());
         let backends = Backends::new(&config, &events)?;
         let (prober, commands) = mpsc::unbounded_channel();
@@ -343,7 +341,7 @@ impl Daemon {
                         self.read_host();
                     }
                 }
-                () = sleep_until(next_forecast), if self.forecaster.is_some() => {
+                () = sleep_until(next_forecast), if self.forecaster.is_ok() => {
                     next_forecast = tokio::time::Instant::now() + forecaster::TURN;
                     turn = (turn + 1) % forecaster::TURNS;
                     self.ask_for_forecasts(turn);
@@ -392,7 +390,8 @@ impl Daemon {
     fn problems(&self) -> Vec<String> {
         let metadata = self.metadata.iter().filter_map(|(vm, m)| Some(format!("VM `{vm}`: {}", m.problem.as_ref()?)));
         let lost = self.operated.said.lost.iter();
-        lost.chain(&self.refused).chain(self.unheard.values()).cloned().chain(metadata).collect()
+        let model = self.forecaster.as_ref().err();
+        lost.chain(model).chain(&self.refused).chain(self.unheard.values()).cloned().chain(metadata).collect()
     }
 
     async fn event(&mut self, event: Event) {
@@ -456,13 +455,17 @@ impl Daemon {
 
     /// Of the VMs whose turn it is.
     fn ask_for_forecasts(&mut self, turn: usize) {
-        let Some(forecaster) = &self.forecaster else { return };
+        let Ok(forecaster) = &self.forecaster else { return };
         let now = self.clock.now();
         let turns = self.planner.vms().skip(turn).step_by(forecaster::TURNS);
         let wanted = turns.filter(|(_, vm)| vm.settings.predictor != Mode::Off);
         let all = wanted.filter_map(|(name, _)| Some((name.clone(), self.planner.features(now, name)?))).collect();
         if !forecaster.ask(now, all) {
-            self.forecaster = None;
+            let why = format!(
+                "no forecasts: the model {} panicked, as the log says; a restart tries it again",
+                forecaster.name()
+            );
+            self.forecaster = Err(why);
         }
     }
 

@@ -183,7 +183,14 @@ pub(crate) fn service(vm: &VmStatus) -> String {
 }
 
 fn forecast_text(vm: &VmStatus) -> String {
-    let Some(f) = &vm.forecast else { return "none".to_owned() };
+    let Some(f) = &vm.forecast else {
+        return match (vm.agent.as_str(), vm.report_age, vm.pressure) {
+            ("alive", Some(_), None) => "none: the guest's kernel tells no pressure (boot it with psi=1)",
+            ("alive", ..) => "none: none was made yet, they are switched off, or `status` names what is wrong",
+            _ => "none: no agent says what the guest does",
+        }
+        .to_owned();
+    };
     let covered = f.coverage.map_or_else(String::new, |c| format!("; {c} of the last outcomes within the 95 % line"));
     let size = f.size.map_or_else(String::new, |size| format!("; {size} would do"));
     let headroom = f.headroom.map_or_else(String::new, |headroom| format!(", {headroom} of headroom"));

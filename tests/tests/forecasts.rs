@@ -31,6 +31,8 @@ fn forecasts_are_judged_by_a_real_guest_and_drawn_and_a_burst_survives_what_they
     assert_eq!((&tried["mode"], tried["points"].as_array().map(Vec::len)), (&"on".into(), Some(POINTS)), "{tried}");
     // Nothing is lost by an idle guest: not one may have been exceeded. One that comes while the guest's reports are late is refused.
     assert_eq!(tried["missed"], 0, "{tried}");
+    // They are followed unless somebody says otherwise.
+    wait_for("a forecast that is followed", &host, || (vm(&host, "seer")?["forecast"]["used"] == true).then_some(()));
     let headroom = known(&host, "seer")["headroom"].as_u64().unwrap();
     assert!((Bytes::mib(32).0..=Bytes::mib(128).0).contains(&headroom), "{headroom}");
 
@@ -67,4 +69,6 @@ fn forecasts_are_judged_by_a_real_guest_and_drawn_and_a_burst_survives_what_they
     squeezed_below(&mut machine, &other, Bytes::mib(200));
     assert!(other.log().contains("my.model") && other.log().contains("the reactive law goes on"), "{}", other.log());
     assert_eq!(known(&other, "seer")["forecast"], Value::Null);
+    let problem = other.status().unwrap()["problems"][0].as_str().unwrap().to_owned();
+    assert!(problem.contains("no forecasts: ") && problem.contains("my.model"), "{problem}");
 }

@@ -3,6 +3,7 @@
 
 use crate::event::{Action, Holding, Notice, Reason, VmName};
 use crate::fleet::{Agent, Order, Sent, Stamped, Vm};
+use crate::forecast::Said;
 use crate::guard::BalloonTarget;
 use crate::pace::Pace;
 use crate::policy::{LawName, Policy, Proposal};
@@ -185,11 +186,11 @@ impl Planner {
                     }
                 }
             },
-            Proposal::Reclaim(size) => match guard::may_take(vm, at) {
+            Proposal::Reclaim(size, said) => match guard::may_take(vm, at) {
                 Err(holding) => Ok(holding),
                 Ok(()) if self.dry_run => Ok(Holding::DryRun),
                 Ok(()) => {
-                    self.ask_to_drop(at, name, size);
+                    self.ask_to_drop(at, name, size, said);
                     Ok(Holding::Reclaiming)
                 }
             },
@@ -197,11 +198,11 @@ impl Planner {
     }
 
     /// Has a guest drop cold page cache.
-    pub(crate) fn ask_to_drop(&mut self, at: Micros, name: &VmName, size: Bytes) {
+    pub(crate) fn ask_to_drop(&mut self, at: Micros, name: &VmName, size: Bytes, said: Option<Said>) {
         self.reclaims += 1;
         let id = self.reclaims;
         self.with(name, |vm| vm.reactive.reclaim_sent(at, id));
-        self.actions.push_back(Action::Reclaim { vm: name.clone(), id, size });
+        self.actions.push_back(Action::Reclaim { vm: name.clone(), id, size, said });
     }
 
     /// Takes. Returns whether anything had to be ordered.

@@ -262,6 +262,9 @@ pub enum Action {
         id: u64,
         /// How much at most.
         size: Bytes,
+        /// What a model that is followed said of it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        said: Option<Said>,
     },
     /// Read the balloon's size this often from now on.
     Watch {

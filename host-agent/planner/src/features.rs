@@ -189,8 +189,12 @@ impl Planner {
     /// believed, its hypervisor away, its vCPUs stopped, or its history shorter than 5 s.
     #[must_use]
     pub fn features(&self, at: Micros, vm: &VmName) -> Option<Features> {
-        let hears = !self.dry_run && !self.is_ruled();
-        self.vms.get(vm)?.features(at, hears)
+        self.vms.get(vm)?.features(at, self.helps())
+    }
+
+    /// Whether guests are given what they ask for: not in a dry run, by another's law, or by a host that has no more.
+    pub(crate) const fn helps(&self) -> bool {
+        !self.dry_run && !self.is_ruled() && !self.pool.is_scarce()
     }
 
     /// What became of this VM from `since` to `at`, 18 s ago at most. `None`: nobody looked for long enough.
@@ -216,7 +220,12 @@ impl Vm {
         Some(self.kept_at(report.ballooned) - (report.free - report.watermarks.low))
     }
 
-    fn features(&self, at: Micros, hears: bool) -> Option<Features> {
+    /// Whether it is given what it asks for, where others are.
+    pub(crate) fn is_answered(&self, at: Micros, helps: bool) -> bool {
+        helps && !self.migrating && self.held(at).is_none()
+    }
+
+    fn features(&self, at: Micros, helps: bool) -> Option<Features> {
         if !self.is_predictable(at) {
             return None;
         }
@@ -227,7 +236,7 @@ impl Vm {
         let short = Stretch { from: history.before(Micros::secs(2))?, to, max };
         let long = Stretch { from: history.before(HORIZON)?, to, max };
         let quiet = (at - self.reactive.unquiet()).secs_f64() as f32;
-        let percent = self.service.status(at).and_then(|s| s.percent).unwrap_or(100);
+        let percent = self.service.probed(at).unwrap_or(100);
         let window = [
             of(report.free - report.watermarks.low, max),
             of(report.available, max),
@@ -257,7 +266,7 @@ impl Vm {
             of(report.pending, max),
             quiet / (quiet + 10.0),
             percent.min(400) as f32 / 100.0,
-            f32::from(u8::from(hears && !self.migrating && self.held(at).is_none())),
+            f32::from(u8::from(self.is_answered(at, helps))),
         ];
         let floor = self.floor().unwrap_or_default().max(self.guaranteed()).min(max);
         let needed = self.used()? + self.reactive.survival().min(max.share(1, 4));

@@ -10,6 +10,10 @@
 //! how anything is taken, what is undone and when nothing is taken at all stays with the law and the guard, so that a model can
 //! cost memory but no promise (promise P8).
 //!
+//! A guest that is helped loses little at sizes at which one that is not helped loses much, and a model is right about each in its own
+//! way. So what is known of a VM's forecasts is kept for both, and neither earns the other's trust: not a dry run that of the
+//! orders that follow it, nor a quiet host that of a full one.
+//!
 //! The law stands alone whenever a forecast is missing, late or flawed, was never tried on this VM, misses too often or has just
 //! been wrong, does not know (its 99 % quantile is far above its 95 %), or finds no size good enough: then memory is not
 //! what decides.
@@ -115,7 +119,12 @@ pub struct Foresight {
     /// Up to which size what returns is kept.
     home: Bytes,
     flying: VecDeque<Flying>,
-    calibration: Calibration,
+    /// Of a VM that is not helped, and of one that is.
+    calibrations: [Calibration; 2],
+    /// Which of them counts...
+    answered: bool,
+    /// ...since when.
+    turned: Micros,
     /// By [`Calibration::correction`].
     correction: Correction,
     not_before: Micros,
@@ -135,7 +144,9 @@ impl Default for Foresight {
             headroom: Bytes::ZERO,
             home: Bytes::ZERO,
             flying: VecDeque::new(),
-            calibration: Calibration::default(),
+            calibrations: Default::default(),
+            answered: false,
+            turned: Micros::ZERO,
             correction: Correction::NONE,
             not_before: Micros::ZERO,
             rest: FIRST_REST,
@@ -173,13 +184,32 @@ impl Foresight {
         self.last.as_ref().is_some_and(|f| at < f.made + STALE)
     }
 
+    const fn calibration(&self) -> &Calibration {
+        &self.calibrations[self.answered as usize]
+    }
+
     /// What is known of another model says nothing of this one; what other VMs know of it does.
-    fn begin(&mut self, model: &str, start: Correction) {
+    fn begin(&mut self, model: &str, answered: bool, start: Correction) {
         self.interrupt();
         self.model = model.to_owned();
-        self.calibration = Calibration::default();
-        self.calibration.begin_with(start);
-        self.correction = self.calibration.correction();
+        self.calibrations = Default::default();
+        self.calibrations.iter_mut().for_each(|c| c.begin_with(start));
+        (self.answered, self.correction) = (answered, self.calibration().correction());
+    }
+
+    /// The VM is helped from now on, or not any more: what was said before was said of something else.
+    fn turn(&mut self, at: Micros, answered: bool) {
+        if self.answered != answered {
+            self.interrupt();
+            (self.answered, self.turned) = (answered, at);
+            self.correction = self.calibration().correction();
+        }
+    }
+
+    /// What a quantile is corrected to where something is decided by it. What is known is known of the sizes that the VM had: they may
+    /// say that the model is too hopeful of smaller ones, too, but not that it is too careful.
+    fn bound(&self, half: u32, most: u32) -> u32 {
+        self.correction.max(Correction::NONE).bound(half, most)
     }
 
     fn refuse(&mut self, flaw: Flaw) {
@@ -190,15 +220,14 @@ impl Foresight {
 
     fn accept(&mut self, at: Micros, forecast: Forecast, terms: &Terms) {
         let forecast = match forecast.sanitised(at) {
-            Ok(forecast) if forecast.made < terms.since => return self.refuse(Flaw::Time),
+            Ok(forecast) if forecast.made < terms.since.max(self.turned) => return self.refuse(Flaw::Time),
             Ok(forecast) => forecast,
             Err(flaw) => return self.refuse(flaw),
         };
         let all = forecast.points.last().map_or(Bytes::MAX, |p| p.size);
         let stood = self.standing == Standing::Good && self.is_fresh(at);
         let (before, home) = if stood { (self.headroom, self.home) } else { (terms.own, all) };
-        let correction = self.correction;
-        let bound = |half, most| correction.bound(half, most);
+        let bound = |half, most| self.bound(half, most);
         // With all of the memory.
         let (mut anyway, mut unlikely, mut pressure) = (0, 0, 0);
         if let Some(all) = forecast.points.last() {
@@ -212,14 +241,14 @@ impl Foresight {
                 && bound(half, most) <= allowed
                 && p.pressure_ppm <= pressure.saturating_add(PRESSURE)
         });
-        self.allowed = allowed;
-        self.said = found.map(|p| {
+        let said = found.map(|p| {
             let (half, most) = p.half_and_most();
             Said { size: p.size, loss_ppm: bound(half, most) }
         });
+        (self.allowed, self.said) = (allowed, said);
         self.standing = match found {
-            _ if self.calibration.judged() < TRIAL => Standing::Untried,
-            _ if self.calibration.is_off() => Standing::Miscovered,
+            _ if self.calibration().judged() < TRIAL => Standing::Untried,
+            _ if self.calibration().is_off() => Standing::Miscovered,
             _ if at < self.not_before => Standing::Wrong,
             None => Standing::Hopeless,
             Some(p) if p.loss_ppm[3] > unlikely.saturating_add(terms.budget.saturating_mul(WIDE)) => Standing::Wide,
@@ -266,8 +295,9 @@ impl Foresight {
         while let Some(f) = self.flying.pop_front_if(|f| at >= f.made + HORIZON) {
             // When nobody looked, nothing is learnt.
             let Some(happened) = history.happened(f.made, f.made + HORIZON) else { continue };
-            let missed = self.calibration.judge(f.half, f.most, f.bound, happened.loss);
-            self.correction = self.calibration.correction();
+            let calibration = &mut self.calibrations[usize::from(self.answered)];
+            let missed = calibration.judge(f.half, f.most, f.bound, happened.loss);
+            self.correction = calibration.correction();
             if missed && happened.loss > f.allowed {
                 self.wrong(at);
             }
@@ -292,13 +322,13 @@ impl Foresight {
     /// What to show; `None`: there never was a forecast.
     #[must_use]
     pub fn status(&self, at: Micros, settings: &VmSettings, on: bool) -> Option<ForecastStatus> {
-        if self.last.is_none() && self.refused == 0 && self.calibration.judged() == 0 {
+        if self.last.is_none() && self.refused == 0 && self.calibration().judged() == 0 {
             return None;
         }
         let last = self.last.as_ref();
         let point = |p: &crate::forecast::Point| {
             let (half, most) = p.half_and_most();
-            let bound_ppm = self.correction.bound(half, most);
+            let bound_ppm = self.bound(half, most);
             CurvePoint { size: p.size, loss_ppm: p.loss_ppm, bound_ppm, pressure_ppm: p.pressure_ppm }
         };
         let standing = match (self.flaw, last) {
@@ -316,9 +346,9 @@ impl Foresight {
             allowed_ppm: last.map(|_| self.allowed),
             size: self.said.filter(|_| self.is_fresh(at)).map(|s| s.size),
             headroom: (self.standing == Standing::Good && self.is_fresh(at)).then_some(self.headroom),
-            coverage: self.calibration.coverage(),
-            judged: self.calibration.judged(),
-            missed: self.calibration.missed(),
+            coverage: self.calibration().coverage(),
+            judged: self.calibration().judged(),
+            missed: self.calibration().missed(),
             refused: self.refused,
             points: last.map_or_else(Vec::new, |f| f.points.iter().map(point).collect()),
         })
@@ -376,12 +406,14 @@ impl Planner {
     /// A model said something.
     pub(crate) fn foresee(&mut self, at: Micros, name: &VmName, mut forecast: Forecast) {
         forecast.model = forecast::name(&forecast.model);
+        let helps = self.helps();
         let Some(vm) = self.vms.get(name) else { return };
+        let answered = vm.is_answered(at, helps);
         // Once for each model: with a thousand VMs it takes a few milliseconds.
         let new = vm.settings.predictor != Mode::Off && forecast.model != vm.foresight.model;
         let start = new.then(|| {
             let same = self.vms.values().map(|vm| &vm.foresight).filter(|f| f.model == forecast.model);
-            pooled(same.map(|f| &f.calibration)).unwrap_or(forecast.start)
+            pooled(same.map(|f| &f.calibrations[usize::from(answered)])).unwrap_or(forecast.start)
         });
         let Some(vm) = self.vms.get_mut(name) else { return };
         if vm.settings.predictor == Mode::Off {
@@ -389,12 +421,22 @@ impl Planner {
             return;
         }
         if let Some(start) = start {
-            vm.foresight.begin(&forecast.model, start);
+            vm.foresight.begin(&forecast.model, answered, start);
         }
+        vm.foresight.turn(at, answered);
         let terms = vm.terms();
         match terms.filter(|_| vm.is_predictable(at)) {
             Some(terms) => vm.foresight.accept(at, forecast, &terms),
             None => vm.foresight.refuse(Flaw::Blind),
+        }
+    }
+
+    /// Whether VMs are helped, or nobody is, may have changed.
+    pub(crate) fn turn_forecasts(&mut self, at: Micros) {
+        let helps = self.helps();
+        for vm in self.vms.values_mut() {
+            let answered = vm.is_answered(at, helps);
+            vm.foresight.turn(at, answered);
         }
     }
 
@@ -468,10 +510,10 @@ mod tests {
 
     /// A thousand VMs are to be predicted on any host.
     #[test]
-    fn what_is_remembered_of_a_vm_for_its_forecasts_is_less_than_four_kib() {
-        let heap = SIZES * size_of::<Point>() + FLYING * size_of::<Flying>() + SCORES * size_of::<i32>();
+    fn what_is_remembered_of_a_vm_for_its_forecasts_is_less_than_five_kib() {
+        let heap = SIZES * size_of::<Point>() + FLYING * size_of::<Flying>() + 2 * SCORES * size_of::<i32>();
         let all = heap + size_of::<Foresight>() + MOST_BYTES;
-        assert!(all < 4 << 10, "{all} bytes");
+        assert!(all < 5 << 10, "{all} bytes");
     }
 
     #[test]

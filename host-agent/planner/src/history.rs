@@ -246,11 +246,18 @@ impl History {
         newest.or_else(|| self.samples.iter().rev().find(|s| s.at <= at)).filter(|s| s.at + SLOPPY >= at)
     }
 
+    /// The first that came later.
+    fn after(&self, at: Micros) -> Option<&Sample> {
+        self.samples.iter().chain(&self.newest).find(|s| s.at > at)
+    }
+
     /// What happened from `since` to `until`; `None`: nobody looked for long enough.
     #[must_use]
     pub fn happened(&self, since: Micros, until: Micros) -> Option<Happened> {
-        let (from, to) = (self.at(since)?, self.at(until)?);
-        let time = (to.at - from.at).0;
+        let from = self.at(since)?;
+        // A guest that was too stalled to report in time says later by how much: all of that, since it is not known when.
+        let to = self.at(until).or_else(|| self.after(until))?;
+        let time = (to.at.min(until) - from.at).0;
         if time == 0 {
             return None;
         }

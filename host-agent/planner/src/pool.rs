@@ -100,6 +100,8 @@ pub struct Pool {
     /// Since when something has been missing.
     missing_since: Option<Micros>,
     short: Bytes,
+    /// Somebody waits, or VMs have more than they may have together.
+    scarce: bool,
     next: Option<Micros>,
     /// Something happened that may have made room or need it.
     look: bool,
@@ -120,6 +122,10 @@ impl Pool {
 
     pub(crate) const fn look_again(&mut self) {
         self.look = true;
+    }
+
+    pub(crate) const fn is_scarce(&self) -> bool {
+        self.scarce
     }
 
     /// Our own law rules again.
@@ -339,6 +345,9 @@ impl Planner {
         let waiting = self.vms.values().any(|vm| vm.want.is_some());
         let above = self.charges() - limit;
         let scarce = waiting || above > Bytes::ZERO;
+        if std::mem::replace(&mut self.pool.scarce, scarce) != scarce {
+            self.turn_forecasts(at);
+        }
         let was = self.pool.short;
         self.pool.missing_since = self.pool.missing_since.or(Some(at)).filter(|_| missing > Bytes::ZERO);
         let lasting = was > Bytes::ZERO || self.pool.missing_since.is_some_and(|since| at >= since + LASTING);

@@ -61,6 +61,9 @@ const LATELY: Micros = Micros::secs(60);
 /// The interface's counters ask for a probe this often at most.
 const HINTS: Micros = Micros::secs(60);
 
+/// A probe says something of now for so long: three of the default period, of which one may be missed.
+const RECENT: Micros = Micros::secs(180);
+
 /// How a service level was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ServiceMode {
@@ -324,6 +327,12 @@ impl Service {
         }
         self.hinted = at;
         Finding::Probe(ProbeWhy::Traffic)
+    }
+
+    /// What the last probe came to in percent of the baseline, if that was lately. Traffic is no measure of what a VM could give.
+    pub(crate) fn probed(&self, at: Micros) -> Option<u32> {
+        let last = self.last.filter(|last| at < last.at + RECENT)?;
+        self.probed.figures().map(|(baseline, _)| percent(last.what.score(), baseline))
     }
 
     /// What to show; `None`: nothing was ever measured.

@@ -5,7 +5,7 @@ mod one;
 
 use ballast_planner::{
     Action, CANDIDATE_NAMES, Correction, Forecast, ForecastStatus, Holding, Input, Mode, Point, Ratio, Reason,
-    VmSettings, VmStatus, WINDOW_NAMES,
+    ServiceMode, ServiceSample, VmSettings, VmStatus, WINDOW_NAMES,
 };
 use ballast_protocol::{Bytes, Counters, GuestMessage, Micros, Pressure, Source, Telemetry};
 use one::{One, facts, orders, reclaims, vm};
@@ -74,15 +74,17 @@ impl Told for One {
     }
 }
 
+/// A figure of the window that a model would be shown now.
+fn figure(one: &One, name: &str) -> f32 {
+    let features = one.planner.features(one.now, &vm()).expect("predictable");
+    features.window[WINDOW_NAMES.iter().position(|n| *n == name).expect(name)]
+}
+
 #[test]
 fn features_are_named_relative_and_finite_whatever_the_guest_says() {
     let mut one = settled(settings(Mode::Shadow));
     one.idle(12);
-    let get = |one: &One, name: &str| {
-        let features = one.planner.features(one.now, &vm()).expect("predictable");
-        let at = WINDOW_NAMES.iter().position(|n| *n == name).expect(name);
-        features.window[at]
-    };
+    let get = figure;
     let features = one.planner.features(one.now, &vm()).expect("predictable");
     assert_eq!((features.kept, features.max, features.floor), (m(256), m(512), m(106)));
     assert_eq!(features.needed, m(192), "it has never grown fast");
@@ -135,6 +137,43 @@ fn features_are_named_relative_and_finite_whatever_the_guest_says() {
     assert!(features.window.iter().all(|f| f.is_finite() && f.abs() < 100.0), "{features:?}");
     let candidate = features.candidate(Bytes::MAX);
     assert!(candidate.iter().all(|f| f.is_finite()) && candidate.len() == CANDIDATE_NAMES.len());
+}
+
+#[test]
+fn a_host_that_has_no_more_helps_nobody() {
+    let mut one = followed();
+    assert_eq!(figure(&one, "answered"), 1.0);
+    one.hand(Input::Pool { budget: Some(m(256)), reserve: None });
+    one.demand(Source::Slack, m(128));
+    one.live(1, &cliff(106));
+    assert_eq!(figure(&one, "answered"), 0.0);
+    assert!(!one.forecast().used && one.forecast().standing.contains("tried"), "{:?}", one.forecast());
+}
+
+#[test]
+fn the_service_that_is_shown_is_what_a_probe_found_lately() {
+    let mut one = settled(settings(Mode::Shadow));
+    one.idle(12);
+    let measure = |one: &mut One, mode: ServiceMode, mbits: u64| {
+        let duration = Micros::millis(250);
+        let sample = ServiceSample { mode, throughput: mbits * 1_000_000, retransmits: None, rtt: None, duration };
+        one.idle(10);
+        one.hand(Input::Service { vm: vm(), sample });
+        figure(one, "service")
+    };
+    // Traffic that ends is no loss of service.
+    for _ in 0..8 {
+        assert_eq!(measure(&mut one, ServiceMode::Passive, 100), 1.0);
+    }
+    assert_eq!(measure(&mut one, ServiceMode::Passive, 0), 1.0);
+    for _ in 0..8 {
+        measure(&mut one, ServiceMode::Unlimited, 100);
+    }
+    assert_eq!(measure(&mut one, ServiceMode::Unlimited, 50), 0.5);
+    one.idle(170);
+    assert_eq!(figure(&one, "service"), 0.5);
+    one.idle(20);
+    assert_eq!(figure(&one, "service"), 1.0, "that was long ago");
 }
 
 #[test]
@@ -217,6 +256,46 @@ fn followed() -> One {
     one.live(90, &cliff(106));
     assert!(one.forecast().used && one.headroom() == m(32), "{:?}", one.forecast());
     one
+}
+
+/// What is not helped loses what one that is helped does not, and the other way round.
+#[test]
+fn a_dry_run_earns_no_trust_and_costs_none() {
+    let mut one = settled(settings(Mode::On));
+    one.hand(Input::Mode { dry_run: true });
+    one.live(60, &cliff(106));
+    assert!(one.forecast().judged >= 16, "{:?}", one.forecast());
+    let stale = Forecast { made: one.now, model: "m".into(), start: Correction::NONE, points: cliff(106) };
+    one.wait(Micros::millis(100));
+    one.hand(Input::Mode { dry_run: false });
+    assert_eq!(orders(&one.hand(Input::Forecast { vm: vm(), forecast: stale })), []);
+    assert!(one.forecast().standing.contains("another time"), "{:?}", one.forecast());
+    assert_eq!(orders(&one.live(20, &cliff(106))), []);
+    assert!(!one.forecast().used && one.forecast().standing.contains("tried"), "{:?}", one.forecast());
+    one.live(70, &cliff(106));
+    assert!(one.forecast().used, "{:?}", one.forecast());
+    // What it knew of the other is not forgotten.
+    for dry_run in [true, false] {
+        one.hand(Input::Mode { dry_run });
+        assert!(!one.forecast().used);
+        one.wait(Micros::millis(100));
+        one.live(1, &cliff(106));
+        assert!(one.forecast().used, "{:?}", one.forecast());
+    }
+}
+
+/// An outcome at the size that the VM has says nothing good of smaller ones.
+#[test]
+fn a_model_that_is_too_careful_here_is_not_taken_to_be_so_elsewhere() {
+    let point = |size: u64, loss_ppm: [u32; 4]| Point { size: m(size), loss_ppm, pressure_ppm: 0 };
+    let points = [point(106, [0, 50_000, 90_000, 95_000]), point(512, [0, 3_000, 5_000, 9_000])];
+    let mut one = settled(settings(Mode::On));
+    one.live(240, &points);
+    let shown = one.forecast();
+    assert!(shown.judged > 80 && shown.coverage == Some(Ratio::WHOLE), "{shown:?}");
+    assert!(shown.points[0].bound_ppm >= 90_000, "{shown:?}");
+    // 1 % more than the 0.5 % of all of the memory.
+    assert!(shown.size.is_some_and(|size| size > m(450)), "{shown:?}");
 }
 
 #[test]
@@ -416,6 +495,22 @@ fn cache_that_the_model_would_miss_is_not_dropped() {
     let late = bound.live(40, &cliff(250));
     assert!(matches!(bound.holding(), Holding::Foreseen(_)), "{:?}: {all:?}", bound.holding());
     assert_eq!(reclaims(&late), []);
+}
+
+#[test]
+fn a_guest_that_was_too_stalled_to_report_is_judged_by_what_it_says_afterwards() {
+    let mut one = settled(settings(Mode::Shadow));
+    one.live(40, &cliff(106));
+    let before = one.forecast();
+    assert_eq!(before.missed, 0);
+    // Six seconds without a word, of which five were stalls.
+    for _ in 0..12 {
+        one.wait(Micros::millis(500));
+    }
+    one.report.memory_pressure = one.report.memory_pressure.map(|p| Pressure { some: p.some + Micros::secs(5), ..p });
+    one.report();
+    let after = one.forecast();
+    assert!(after.missed > 0 && after.judged >= before.judged + 3, "{before:?} {after:?}");
 }
 
 #[test]

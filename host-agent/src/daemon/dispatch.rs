@@ -27,9 +27,10 @@ impl Daemon {
                 tracing::debug!(%vm, demand, verdict = text, "demand");
                 self.remember(vm, at, format!("demand {demand}: {text}"));
             }
-            Action::Reclaim { vm, id, size } => {
+            Action::Reclaim { vm, id, size, said } => {
                 self.say(vm, HostMessage::Reclaim(Reclaim { id: *id, size: *size }));
-                self.remember(vm, at, format!("reclaim: the guest drops up to {size} of cold page cache"));
+                let said = said.map_or_else(String::new, |said| format!(": {said}"));
+                self.remember(vm, at, format!("reclaim: the guest drops up to {size} of cold page cache{said}"));
             }
             Action::Probe { vm, why } => {
                 self.probe(prober::Command::Asked(vm.clone(), *why));

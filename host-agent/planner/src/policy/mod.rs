@@ -25,6 +25,7 @@ pub use threshold::ThresholdSettings;
 
 use crate::event::{Holding, Reason};
 use crate::fleet::Vm;
+use crate::forecast::Said;
 use ballast_protocol::{Bytes, Micros};
 
 /// What a law would do.
@@ -36,8 +37,8 @@ pub enum Proposal {
     Take(Bytes, Reason),
     /// Let the guest keep this much.
     Give(Bytes, Reason),
-    /// Have the guest drop so much cold page cache.
-    Reclaim(Bytes),
+    /// Have the guest drop so much cold page cache, and what a model that is followed said of it.
+    Reclaim(Bytes, Option<Said>),
 }
 
 /// A law.

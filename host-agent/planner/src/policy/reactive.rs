@@ -338,8 +338,8 @@ impl Policy for Reactive {
             // What is dropped is taken next: no more than the model leaves it.
             Ok(size) => match foreseen.map(|f| (size.min(vm.aim - f.said.size), f.said)) {
                 Some((less, said)) if less < DEAD_BAND => Proposal::Hold(Holding::Foreseen(said)),
-                Some((less, _)) => Proposal::Reclaim(less),
-                None => Proposal::Reclaim(size),
+                Some((less, said)) => Proposal::Reclaim(less, Some(said)),
+                None => Proposal::Reclaim(size, None),
             },
             Err(Holding::Settled) if reports(vm) && slack - headroom >= DEAD_BAND => Proposal::Hold(Holding::Reported),
             Err(why) => Proposal::Hold(why),

@@ -185,7 +185,7 @@ impl Planner {
             }
             let Some(size) = vm.reactive.droppable(vm, at) else { continue };
             missing = missing - size;
-            self.ask_to_drop(at, &name, size);
+            self.ask_to_drop(at, &name, size, None);
         }
     }
 
