@@ -16,11 +16,11 @@ fn the_example_says_what_it_shows() {
     let config = parse(EXAMPLE).unwrap();
     assert_eq!(config.daemon, parse("[libvirt]").unwrap().daemon);
     assert_eq!(config.libvirt, Some(Libvirt { uri: "qemu:///system".into() }));
-    assert_eq!(config.defaults.max, Bytes::mib(4096));
+    assert_eq!(config.defaults, parse("[libvirt]").unwrap().defaults, "whoever copies it caps no VM");
 
     let [database, web, pinned] = config.vms.as_slice() else { panic!("three VMs: {:?}", config.vms) };
     assert_eq!((&database.agent, database.settings.min), (&Some(Address::Cid(42)), Bytes::mib(1024)));
-    assert_eq!(database.settings.max, Bytes::mib(4096), "from [defaults]");
+    assert_eq!((database.settings.max, database.settings.headroom), (Bytes::mib(4096), config.defaults.headroom));
     assert_eq!(web.qmp.as_deref(), Some(Path::new("/run/web.qmp")));
     assert_eq!(web.agent, Some(Address::Hybrid("/run/web.vsock".into())));
     assert_eq!((web.settings.headroom, web.settings.cool_down), (Bytes::mib(48), Micros::millis(500)));
