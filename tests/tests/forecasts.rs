@@ -21,6 +21,7 @@ fn forecasts_are_judged_by_a_real_guest_and_drawn_and_a_burst_survives_what_they
     let _turn = bursting();
     let mut machine = Machine::builder("seer").start().unwrap();
     let mut config = HostAgent::config(&[&machine]);
+    config.insert("defaults".into(), Table::from_iter([("predictor".into(), "on".into())]).into());
     let mut host = HostAgent::start(config.clone()).unwrap();
     machine.guest.start_agent(&["run"]).unwrap();
 
@@ -31,7 +32,7 @@ fn forecasts_are_judged_by_a_real_guest_and_drawn_and_a_burst_survives_what_they
     assert_eq!((&tried["mode"], tried["points"].as_array().map(Vec::len)), (&"on".into(), Some(POINTS)), "{tried}");
     // Nothing is lost by an idle guest: not one may have been exceeded. One that comes while the guest's reports are late is refused.
     assert_eq!(tried["missed"], 0, "{tried}");
-    // They are followed unless somebody says otherwise.
+    // They do what was asked for: they are followed.
     wait_for("a forecast that is followed", &host, || (vm(&host, "seer")?["forecast"]["used"] == true).then_some(()));
     let headroom = known(&host, "seer")["headroom"].as_u64().unwrap();
     assert!((Bytes::mib(32).0..=Bytes::mib(128).0).contains(&headroom), "{headroom}");

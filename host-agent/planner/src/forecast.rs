@@ -23,9 +23,9 @@ pub enum Mode {
     /// Nothing: none is made.
     Off,
     /// They are made, judged and shown; nothing is done because of them.
+    #[default]
     Shadow,
     /// They choose within the bounds that hold anyway.
-    #[default]
     On,
 }
 

@@ -322,7 +322,9 @@ impl Foresight {
     /// What to show; `None`: there never was a forecast.
     #[must_use]
     pub fn status(&self, at: Micros, settings: &VmSettings, on: bool) -> Option<ForecastStatus> {
-        if self.last.is_none() && self.refused == 0 && self.calibration().judged() == 0 {
+        let [judged, missed] =
+            [Calibration::judged, Calibration::missed].map(|of| self.calibrations.iter().map(of).sum());
+        if self.last.is_none() && self.refused == 0 && judged == 0 {
             return None;
         }
         let last = self.last.as_ref();
@@ -347,8 +349,8 @@ impl Foresight {
             size: self.said.filter(|_| self.is_fresh(at)).map(|s| s.size),
             headroom: (self.standing == Standing::Good && self.is_fresh(at)).then_some(self.headroom),
             coverage: self.calibration().coverage(),
-            judged: self.calibration().judged(),
-            missed: self.calibration().missed(),
+            judged,
+            missed,
             refused: self.refused,
             points: last.map_or_else(Vec::new, |f| f.points.iter().map(point).collect()),
         })
@@ -377,7 +379,8 @@ pub struct ForecastStatus {
     pub size: Option<Bytes>,
     /// The headroom that follows; `None`: it is not good enough.
     pub headroom: Option<Bytes>,
-    /// The part of the last 64 outcomes that stayed within the 95 % quantile, as corrected then.
+    /// The part of the last 64 outcomes that stayed within the 95 % quantile, as corrected then, while the VM was helped, or was
+    /// not, as it is now.
     pub coverage: Option<Ratio>,
     /// Forecasts whose outcome is known.
     pub judged: u64,

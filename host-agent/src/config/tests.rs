@@ -425,17 +425,17 @@ fn af_vsock_is_wanted_also_for_a_vm_whose_table_is_wrong() {
 }
 
 #[test]
-fn forecasts_are_followed_unless_said_otherwise() {
+fn forecasts_are_shadowed_unless_said_otherwise() {
     use ballast_planner::{Mode, Ratio};
     let config = parse(
-        "[libvirt]\n[defaults]\nloss-budget = \"0.5%\"\n[[vm]]\nname = \"a\"\npredictor = \"shadow\"\n\
+        "[libvirt]\n[defaults]\nloss-budget = \"0.5%\"\n[[vm]]\nname = \"a\"\npredictor = \"on\"\n\
          [[vm]]\nname = \"b\"\npredictor = \"off\"\nloss-budget = \"3%\"\n",
     )
     .unwrap();
     let read: Vec<_> = config.vms.iter().map(|v| (v.settings.predictor, v.settings.loss_budget)).collect();
-    assert_eq!(read, [(Mode::Shadow, Ratio::basis_points(50)), (Mode::Off, Ratio::percent(3))]);
+    assert_eq!(read, [(Mode::On, Ratio::basis_points(50)), (Mode::Off, Ratio::percent(3))]);
     let usual = parse("[libvirt]").unwrap().defaults;
-    assert_eq!((usual.predictor, usual.loss_budget), (Mode::On, Ratio::percent(1)));
+    assert_eq!((usual.predictor, usual.loss_budget), (Mode::Shadow, Ratio::percent(1)));
     let vm = |line: &str| format!("[libvirt]\n[[vm]]\nname = \"a\"\n{line}\n");
     for (line, expected) in [
         ("predictor = \"shado\"", "b.toml:4:13: VM `a`: unknown value `shado`; did you mean `shadow`?"),

@@ -20,8 +20,8 @@ use std::path::Path;
 pub const STATIC: &str = "static";
 /// The arm that is ours.
 pub const BALLAST: &str = "ballast";
-/// The same without a model: what forecasts are worth is the difference.
-pub const REACTIVE: &str = "reactive";
+/// The same with the model's forecasts followed: what they are worth is the difference.
+pub const PREDICTIVE: &str = "predictive";
 
 /// What was asked, and of which machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -155,9 +155,9 @@ fn a_difference_beyond_the_noise_is_said() {
 fn what_forecasts_save_is_a_figure_of_its_own_and_kills_spoil_it() {
     let figure = |held: f64, kills: u64, throughput: f64, known: bool| {
         let work = |throughput| vec![phase(0, throughput, Some(10.0))];
-        let mut ours = arm("ballast", held, work(throughput));
-        ours.guests[0].totals.oom_kills = kills;
-        let mut arms = vec![ours, arm("reactive", 200.0, work(95.0))];
+        let mut foreseen = arm("predictive", held, work(throughput));
+        foreseen.guests[0].totals.oom_kills = kills;
+        let mut arms = vec![foreseen, arm("ballast", 200.0, work(95.0))];
         arms.extend(known.then(|| arm("static", 500.0, work(100.0))));
         let blocks = [world::block("one", 1, arms, false)];
         summary::figures(&summary::of(world::run_of(&blocks), &blocks), &[]).pop().unwrap()

@@ -44,7 +44,7 @@ const ROLES: [(Ink, &str); 6] = [
 const ARMS: [(&str, &str, &str); 12] = [
     ("static", "#64707d", "#a3adba"),
     ("ballast", "#d1410c", "#ff8150"),
-    ("reactive", "#3b6e00", "#8fd14f"),
+    ("predictive", "#3b6e00", "#8fd14f"),
     ("fixed", "#0072b2", "#5aaeea"),
     ("deflate-on-oom", "#946600", "#dcae45"),
     ("free-page-reporting", "#00856a", "#38c9a2"),

@@ -1,7 +1,7 @@
 //! The figures that were asked for, each reached or not, and where ours stands against each rival.
 
 use super::{experiments, is_rival, lost, pairs};
-use crate::lab::results::{BALLAST, Block, Cell, Interval, REACTIVE, STATIC, Summary};
+use crate::lab::results::{BALLAST, Block, Cell, Interval, PREDICTIVE, STATIC, Summary};
 use crate::lab::stats::{self, Difference};
 use serde::Serialize;
 use std::cmp::Ordering;
@@ -193,10 +193,10 @@ impl Ours<'_> {
         }
     }
 
-    /// What following forecasts saves, and whether anything is lost by it. `None`: all arms did, or none.
+    /// What following forecasts saves, and whether anything is lost by it. `None`: nobody did.
     fn foreseen(&self) -> Option<Figure> {
-        let without = |c: &Cell| self.summary.cells.iter().find(|w| w.arm == REACTIVE && w.experiment == c.experiment);
-        let pairs: Vec<(&Cell, &Cell)> = self.cells.iter().filter_map(|c| Some((*c, without(c)?))).collect();
+        let with = |c: &Cell| self.summary.cells.iter().find(|w| w.arm == PREDICTIVE && w.experiment == c.experiment);
+        let pairs: Vec<(&Cell, &Cell)> = self.cells.iter().filter_map(|c| Some((with(c)?, *c))).collect();
         if pairs.is_empty() {
             return None;
         }
