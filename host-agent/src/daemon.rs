@@ -390,7 +390,8 @@ impl Daemon {
     fn problems(&self) -> Vec<String> {
         let metadata = self.metadata.iter().filter_map(|(vm, m)| Some(format!("VM `{vm}`: {}", m.problem.as_ref()?)));
         let lost = self.operated.said.lost.iter();
-        let model = self.forecaster.as_ref().err();
+        let wanted = self.planner.vms().any(|(_, vm)| vm.settings.predictor != Mode::Off);
+        let model = self.forecaster.as_ref().err().filter(|_| wanted);
         lost.chain(model).chain(&self.refused).chain(self.unheard.values()).cloned().chain(metadata).collect()
     }
 

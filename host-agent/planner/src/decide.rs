@@ -22,6 +22,11 @@ const CRUMB: Bytes = Bytes::mib(1);
 impl Planner {
     /// What follows from all that is known of a VM now.
     pub(crate) fn decide(&mut self, at: Micros, name: &VmName) {
+        let helps = self.helps(at);
+        self.with(name, |vm| {
+            let answered = vm.is_answered(at, helps);
+            vm.foresight.turn(at, answered);
+        });
         // Each round that is not the last gives an order or ends a wait, so that two or three do. The bound makes a
         // mistake in a law a late decision instead of a daemon that hangs.
         for _ in 0..ROUNDS {

@@ -189,12 +189,12 @@ impl Planner {
     /// believed, its hypervisor away, its vCPUs stopped, or its history shorter than 5 s.
     #[must_use]
     pub fn features(&self, at: Micros, vm: &VmName) -> Option<Features> {
-        self.vms.get(vm)?.features(at, self.helps())
+        self.vms.get(vm)?.features(at, self.helps(at))
     }
 
-    /// Whether guests are given what they ask for: not in a dry run, by another's law, or by a host that has no more.
-    pub(crate) const fn helps(&self) -> bool {
-        !self.dry_run && !self.is_ruled() && !self.pool.is_scarce()
+    /// Whether guests are given what they ask for: not in a dry run, by another's law, or by a host that had no more lately.
+    pub(crate) fn helps(&self, at: Micros) -> bool {
+        !self.dry_run && !self.is_ruled() && !self.pool.is_scarce(at)
     }
 
     /// What became of this VM from `since` to `at`, 18 s ago at most. `None`: nobody looked for long enough.

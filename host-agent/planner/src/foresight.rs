@@ -103,6 +103,22 @@ struct Flying {
     allowed: u32,
 }
 
+/// What a VM's forecasts were worth while it was helped, or while it was not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Known {
+    calibration: Calibration,
+    /// After a miss that hurt.
+    not_before: Micros,
+    rest: Micros,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self { calibration: Calibration::default(), not_before: Micros::ZERO, rest: FIRST_REST }
+    }
+}
+
 /// What forecasts have come to for one VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -119,16 +135,14 @@ pub struct Foresight {
     /// Up to which size what returns is kept.
     home: Bytes,
     flying: VecDeque<Flying>,
-    /// Of a VM that is not helped, and of one that is.
-    calibrations: [Calibration; 2],
+    /// Of the time when it was not helped, and of the time when it was.
+    known: [Known; 2],
     /// Which of them counts...
     answered: bool,
     /// ...since when.
     turned: Micros,
     /// By [`Calibration::correction`].
     correction: Correction,
-    not_before: Micros,
-    rest: Micros,
     refused: u64,
     flaw: Option<Flaw>,
 }
@@ -144,12 +158,10 @@ impl Default for Foresight {
             headroom: Bytes::ZERO,
             home: Bytes::ZERO,
             flying: VecDeque::new(),
-            calibrations: Default::default(),
+            known: Default::default(),
             answered: false,
             turned: Micros::ZERO,
             correction: Correction::NONE,
-            not_before: Micros::ZERO,
-            rest: FIRST_REST,
             refused: 0,
             flaw: None,
         }
@@ -184,25 +196,27 @@ impl Foresight {
         self.last.as_ref().is_some_and(|f| at < f.made + STALE)
     }
 
-    const fn calibration(&self) -> &Calibration {
-        &self.calibrations[self.answered as usize]
+    const fn known(&self) -> &Known {
+        &self.known[self.answered as usize]
     }
 
     /// What is known of another model says nothing of this one; what other VMs know of it does.
-    fn begin(&mut self, model: &str, answered: bool, start: Correction) {
+    fn begin(&mut self, model: &str, answered: bool, starts: [Correction; 2]) {
         self.interrupt();
         self.model = model.to_owned();
-        self.calibrations = Default::default();
-        self.calibrations.iter_mut().for_each(|c| c.begin_with(start));
-        (self.answered, self.correction) = (answered, self.calibration().correction());
+        for (known, start) in self.known.iter_mut().zip(starts) {
+            known.calibration = Calibration::default();
+            known.calibration.begin_with(start);
+        }
+        (self.answered, self.correction) = (answered, self.known().calibration.correction());
     }
 
     /// The VM is helped from now on, or not any more: what was said before was said of something else.
-    fn turn(&mut self, at: Micros, answered: bool) {
+    pub(crate) fn turn(&mut self, at: Micros, answered: bool) {
         if self.answered != answered {
             self.interrupt();
             (self.answered, self.turned) = (answered, at);
-            self.correction = self.calibration().correction();
+            self.correction = self.known().calibration.correction();
         }
     }
 
@@ -228,11 +242,11 @@ impl Foresight {
         let stood = self.standing == Standing::Good && self.is_fresh(at);
         let (before, home) = if stood { (self.headroom, self.home) } else { (terms.own, all) };
         let bound = |half, most| self.bound(half, most);
-        // With all of the memory.
+        // With all of the memory. What was seen of this VM may well say that it would lose less.
         let (mut anyway, mut unlikely, mut pressure) = (0, 0, 0);
         if let Some(all) = forecast.points.last() {
             let (half, most) = all.half_and_most();
-            (anyway, unlikely, pressure) = (bound(half, most), all.loss_ppm[3], all.pressure_ppm);
+            (anyway, unlikely, pressure) = (self.correction.bound(half, most), all.loss_ppm[3], all.pressure_ppm);
         }
         let allowed = terms.budget.saturating_add(anyway);
         let found = forecast.smallest(|p| {
@@ -247,9 +261,9 @@ impl Foresight {
         });
         (self.allowed, self.said) = (allowed, said);
         self.standing = match found {
-            _ if self.calibration().judged() < TRIAL => Standing::Untried,
-            _ if self.calibration().is_off() => Standing::Miscovered,
-            _ if at < self.not_before => Standing::Wrong,
+            _ if self.known().calibration.judged() < TRIAL => Standing::Untried,
+            _ if self.known().calibration.is_off() => Standing::Miscovered,
+            _ if at < self.known().not_before => Standing::Wrong,
             None => Standing::Hopeless,
             Some(p) if p.loss_ppm[3] > unlikely.saturating_add(terms.budget.saturating_mul(WIDE)) => Standing::Wide,
             Some(_) => Standing::Good,
@@ -295,7 +309,7 @@ impl Foresight {
         while let Some(f) = self.flying.pop_front_if(|f| at >= f.made + HORIZON) {
             // When nobody looked, nothing is learnt.
             let Some(happened) = history.happened(f.made, f.made + HORIZON) else { continue };
-            let calibration = &mut self.calibrations[usize::from(self.answered)];
+            let calibration = &mut self.known[usize::from(self.answered)].calibration;
             let missed = calibration.judge(f.half, f.most, f.bound, happened.loss);
             self.correction = calibration.correction();
             if missed && happened.loss > f.allowed {
@@ -306,13 +320,14 @@ impl Foresight {
 
     /// What was done because of a forecast hurt.
     pub fn wrong(&mut self, at: Micros) {
-        if at >= self.not_before + LONGEST_REST {
-            self.rest = FIRST_REST;
+        let known = &mut self.known[usize::from(self.answered)];
+        if at >= known.not_before + LONGEST_REST {
+            known.rest = FIRST_REST;
         }
         // Forecasts of one moment are wrong together.
-        if at >= self.not_before {
-            self.not_before = at + self.rest;
-            self.rest = (self.rest + self.rest).min(LONGEST_REST);
+        if at >= known.not_before {
+            known.not_before = at + known.rest;
+            known.rest = (known.rest + known.rest).min(LONGEST_REST);
         }
         if self.standing == Standing::Good {
             self.standing = Standing::Wrong;
@@ -322,8 +337,8 @@ impl Foresight {
     /// What to show; `None`: there never was a forecast.
     #[must_use]
     pub fn status(&self, at: Micros, settings: &VmSettings, on: bool) -> Option<ForecastStatus> {
-        let [judged, missed] =
-            [Calibration::judged, Calibration::missed].map(|of| self.calibrations.iter().map(of).sum());
+        let [judged, missed] = [Calibration::judged, Calibration::missed]
+            .map(|of| self.known.iter().map(|known| of(&known.calibration)).sum());
         if self.last.is_none() && self.refused == 0 && judged == 0 {
             return None;
         }
@@ -348,7 +363,7 @@ impl Foresight {
             allowed_ppm: last.map(|_| self.allowed),
             size: self.said.filter(|_| self.is_fresh(at)).map(|s| s.size),
             headroom: (self.standing == Standing::Good && self.is_fresh(at)).then_some(self.headroom),
-            coverage: self.calibration().coverage(),
+            coverage: self.known().calibration.coverage(),
             judged,
             missed,
             refused: self.refused,
@@ -409,37 +424,30 @@ impl Planner {
     /// A model said something.
     pub(crate) fn foresee(&mut self, at: Micros, name: &VmName, mut forecast: Forecast) {
         forecast.model = forecast::name(&forecast.model);
-        let helps = self.helps();
+        let helps = self.helps(at);
         let Some(vm) = self.vms.get(name) else { return };
         let answered = vm.is_answered(at, helps);
         // Once for each model: with a thousand VMs it takes a few milliseconds.
         let new = vm.settings.predictor != Mode::Off && forecast.model != vm.foresight.model;
-        let start = new.then(|| {
-            let same = self.vms.values().map(|vm| &vm.foresight).filter(|f| f.model == forecast.model);
-            pooled(same.map(|f| &f.calibrations[usize::from(answered)])).unwrap_or(forecast.start)
+        let starts = new.then(|| {
+            [0, 1].map(|i| {
+                let same = self.vms.values().map(|vm| &vm.foresight).filter(|f| f.model == forecast.model);
+                pooled(same.map(|f| &f.known[i].calibration)).unwrap_or(forecast.start)
+            })
         });
         let Some(vm) = self.vms.get_mut(name) else { return };
         if vm.settings.predictor == Mode::Off {
             vm.foresight = Foresight::default();
             return;
         }
-        if let Some(start) = start {
-            vm.foresight.begin(&forecast.model, answered, start);
+        if let Some(starts) = starts {
+            vm.foresight.begin(&forecast.model, answered, starts);
         }
         vm.foresight.turn(at, answered);
-        let terms = vm.terms();
+        let terms = vm.terms(answered);
         match terms.filter(|_| vm.is_predictable(at)) {
             Some(terms) => vm.foresight.accept(at, forecast, &terms),
             None => vm.foresight.refuse(Flaw::Blind),
-        }
-    }
-
-    /// Whether VMs are helped, or nobody is, may have changed.
-    pub(crate) fn turn_forecasts(&mut self, at: Micros) {
-        let helps = self.helps();
-        for vm in self.vms.values_mut() {
-            let answered = vm.is_answered(at, helps);
-            vm.foresight.turn(at, answered);
         }
     }
 
@@ -450,13 +458,14 @@ impl Planner {
 }
 
 impl Vm {
-    fn terms(&self) -> Option<Terms> {
+    fn terms(&self, answered: bool) -> Option<Terms> {
         let own = self.reactive.headroom(self);
         Some(Terms {
             used: self.used()?,
             own,
             least: self.reactive.survival().max(self.settings.headroom.share(1, 2)).min(own),
-            most: own.max(self.max().share(1, 4)),
+            // Where not all is given that is asked for, a forecast may save, and not ask.
+            most: if answered { own.max(self.max().share(1, 4)) } else { own },
             budget: self.settings.loss_budget.millionths().min(WHOLE),
             since: self.history.since()?,
         })
@@ -525,11 +534,11 @@ mod tests {
         let mut rests = Vec::new();
         let mut at = Micros::secs(1_000);
         for pause in [0, 1, 1, 1, 1, 1, 700] {
-            at = at.max(f.not_before) + Micros::secs(pause);
+            at = at.max(f.known().not_before) + Micros::secs(pause);
             f.wrong(at);
             // Others of the same moment change nothing.
             f.wrong(at + Micros(1));
-            rests.push((f.not_before - at).0 / 1_000_000);
+            rests.push((f.known().not_before - at).0 / 1_000_000);
         }
         assert_eq!(rests, [60, 120, 240, 480, 600, 600, 60]);
     }

@@ -9,6 +9,7 @@
 //!
 //! A session, a reset or a pause begins a new history: what was before is not comparable.
 
+use crate::features::HORIZON;
 use crate::fleet::Vm;
 use ballast_protocol::{Bytes, Micros, Telemetry};
 use serde::{Deserialize, Serialize};
@@ -246,9 +247,9 @@ impl History {
         newest.or_else(|| self.samples.iter().rev().find(|s| s.at <= at)).filter(|s| s.at + SLOPPY >= at)
     }
 
-    /// The first that came later.
+    /// The first that came later, but not so late that it tells of something else.
     fn after(&self, at: Micros) -> Option<&Sample> {
-        self.samples.iter().chain(&self.newest).find(|s| s.at > at)
+        self.samples.iter().chain(&self.newest).find(|s| s.at > at).filter(|s| s.at <= at + HORIZON)
     }
 
     /// What happened from `since` to `until`; `None`: nobody looked for long enough.

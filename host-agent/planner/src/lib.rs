@@ -244,7 +244,6 @@ impl Planner {
 
     fn set_mode(&mut self, at: Micros, dry_run: bool) {
         self.dry_run = dry_run;
-        self.turn_forecasts(at);
         for vm in self.vms.values_mut() {
             vm.would = None;
             vm.reactive.disturb(at);

@@ -26,6 +26,7 @@ pub use taking::Taking;
 use crate::Planner;
 use crate::arbiter::{self, Claimant};
 use crate::event::{Action, HostMemory, HostNotice, Reason, VmName};
+use crate::features::HORIZON;
 use crate::fleet::{Stamped, Vm, Want};
 use crate::ratio::Ratio;
 use ballast_protocol::{Bytes, Micros};
@@ -58,6 +59,9 @@ const LEAST_BURST: (u64, u64) = (1, 16);
 const MOST_BURST: (u64, u64) = (1, 4);
 /// What is missing for a moment, because guests are still giving, is no shortage that people should know of.
 const LASTING: Micros = Micros::secs(1);
+/// Forecasts count a host as one that has no more for so long after it had not: a horizon, and as long again as a want lasts. Or whoever
+/// asks for too much again and again would keep all of them from ever being judged.
+const SCARCE_FOR: Micros = Micros(HORIZON.0 + WANT_LASTS.0);
 /// Smaller moves are not worth an order.
 const WORTH: Bytes = Bytes::mib(4);
 /// Nor are smaller ones that nobody has asked for.
@@ -100,8 +104,8 @@ pub struct Pool {
     /// Since when something has been missing.
     missing_since: Option<Micros>,
     short: Bytes,
-    /// Somebody waits, or VMs have more than they may have together.
-    scarce: bool,
+    /// Somebody waited, or VMs had more than they may have together: until then a demand cannot be counted on.
+    scarce_until: Micros,
     next: Option<Micros>,
     /// Something happened that may have made room or need it.
     look: bool,
@@ -124,8 +128,9 @@ impl Pool {
         self.look = true;
     }
 
-    pub(crate) const fn is_scarce(&self) -> bool {
-        self.scarce
+    /// Not all that is asked for has been given lately.
+    pub(crate) fn is_scarce(&self, at: Micros) -> bool {
+        at < self.scarce_until
     }
 
     /// Our own law rules again.
@@ -345,8 +350,8 @@ impl Planner {
         let waiting = self.vms.values().any(|vm| vm.want.is_some());
         let above = self.charges() - limit;
         let scarce = waiting || above > Bytes::ZERO;
-        if std::mem::replace(&mut self.pool.scarce, scarce) != scarce {
-            self.turn_forecasts(at);
+        if scarce {
+            self.pool.scarce_until = at + SCARCE_FOR;
         }
         let was = self.pool.short;
         self.pool.missing_since = self.pool.missing_since.or(Some(at)).filter(|_| missing > Bytes::ZERO);

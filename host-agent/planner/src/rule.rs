@@ -41,7 +41,6 @@ impl Planner {
         self.law = Law::new(law);
         self.next_round = self.law.in_rounds().map(|law| at + law.pause().max(SHORTEST_ROUND));
         self.pool.resume(at);
-        self.turn_forecasts(at);
         for vm in self.vms.values_mut() {
             vm.reactive.disturb(at);
             vm.by_statistics.gave(at);

@@ -4,7 +4,7 @@
 mod one;
 
 use ballast_planner::{
-    Action, CANDIDATE_NAMES, Correction, Forecast, ForecastStatus, Holding, Input, Mode, Point, Ratio, Reason,
+    Action, CANDIDATE_NAMES, Correction, Forecast, ForecastStatus, Hold, Holding, Input, Mode, Point, Ratio, Reason,
     ServiceMode, ServiceSample, VmSettings, VmStatus, WINDOW_NAMES,
 };
 use ballast_protocol::{Bytes, Counters, GuestMessage, Micros, Pressure, Source, Telemetry};
@@ -148,6 +148,32 @@ fn a_host_that_has_no_more_helps_nobody() {
     one.live(1, &cliff(106));
     assert_eq!(figure(&one, "answered"), 0.0);
     assert!(!one.forecast().used && one.forecast().standing.contains("tried"), "{:?}", one.forecast());
+    // Whoever asks for too much every six seconds: what it says is tried all the same, as of a guest that is not helped.
+    for _ in 0..8 {
+        one.live(6, &cliff(290));
+        one.demand(Source::Slack, m(128));
+        assert_eq!(figure(&one, "answered"), 0.0);
+    }
+    assert!(one.forecast().standing.contains("good"), "{:?}", one.forecast());
+    assert!(one.headroom() <= m(64), "it may save there, and not ask");
+    // Some time after the last of it all is as before.
+    one.hand(Input::Pool { budget: Some(m(2000)), reserve: None });
+    one.live(16, &cliff(106));
+    assert_eq!(figure(&one, "answered"), 1.0);
+    assert!(one.forecast().used, "{:?}", one.forecast());
+}
+
+#[test]
+fn what_was_said_of_a_vm_that_is_held_is_not_followed_when_it_is_not_any_more() {
+    let mut one = settled(settings(Mode::On));
+    let until = Some(one.now + Micros::secs(60));
+    let hold = Hold { size: m(256), until, by: "op".into(), reason: String::new() };
+    one.hand(Input::Hold { vm: vm(), hold: Some(hold) });
+    one.live(55, &cliff(106));
+    assert!(one.forecast().standing.contains("good"), "{:?}", one.forecast());
+    one.wait(Micros::secs(6));
+    one.report();
+    assert!(!one.forecast().used && one.headroom() == m(64), "{:?}", one.forecast());
 }
 
 #[test]
@@ -282,6 +308,19 @@ fn a_dry_run_earns_no_trust_and_costs_none() {
         one.live(1, &cliff(106));
         assert!(one.forecast().used, "{:?}", one.forecast());
     }
+    // What hurts when nobody helps is not held against it either.
+    one.hand(Input::Mode { dry_run: true });
+    one.wait(Micros::millis(100));
+    for _ in 0..12 {
+        one.report.memory_pressure =
+            one.report.memory_pressure.map(|p| Pressure { some: p.some + Micros::millis(200), ..p });
+        one.live(1, &cliff(106));
+    }
+    assert!(one.forecast().missed > 0 && one.forecast().standing.contains("wrong"), "{:?}", one.forecast());
+    one.hand(Input::Mode { dry_run: false });
+    one.wait(Micros::millis(100));
+    one.live(1, &cliff(106));
+    assert!(one.forecast().used, "{:?}", one.forecast());
 }
 
 /// An outcome at the size that the VM has says nothing good of smaller ones.

@@ -212,7 +212,7 @@ impl Ours<'_> {
         let median = stats::median(&ratios);
         let broken = pairs.iter().any(|(c, w)| !c.errors.is_empty() || !w.errors.is_empty());
         let whole = self.whole() && ratios.len() == pairs.len() && !broken;
-        let good = service.map(|(with, without)| with >= without);
+        let good = service.filter(|_| !broken).map(|(with, without)| with >= without);
         Some(Figure {
             name: "memory held with forecasts to that without, median cell".to_owned(),
             reach: format!("at most {FORESEEN}, no more OOM kills and no lower worst throughput"),
