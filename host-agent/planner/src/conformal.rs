@@ -129,6 +129,21 @@ impl Default for Calibration {
 }
 
 impl Calibration {
+    /// One that begins there.
+    #[must_use]
+    pub fn beginning_with(start: Correction) -> Self {
+        let mut new = Self::default();
+        new.begin_with(start);
+        new
+    }
+
+    /// It will not count for a while: what it has come to is where it will begin again. The scores themselves would be half a KiB
+    /// for each VM.
+    pub fn set_aside(&mut self) {
+        self.start = self.correction().max(Correction::NONE);
+        self.scores = VecDeque::new();
+    }
+
     /// What others have learnt is where this VM begins.
     pub fn begin_with(&mut self, pooled: Correction) {
         if self.scores.len() < OWN {
@@ -355,6 +370,25 @@ mod tests {
         }
         assert_eq!(new.correction().bound(10_000, 20_000), 15_000);
         assert_eq!(pooled(std::iter::empty()), None);
+    }
+
+    #[test]
+    fn what_was_set_aside_goes_on_where_it_was_but_never_below_the_models_word() {
+        let seen = |loss: u32| {
+            let mut calibration = Calibration::default();
+            for _ in 0..OWN {
+                let bound = calibration.correction().bound(0, 10_000);
+                calibration.judge(0, 10_000, bound, loss);
+            }
+            let before = calibration.correction();
+            calibration.set_aside();
+            assert!(!calibration.is_own() && calibration.judged() == OWN as u64);
+            (before, calibration.correction())
+        };
+        let (hopeful, kept) = seen(15_000);
+        assert!(hopeful > Correction::NONE && kept == hopeful, "{hopeful:?} {kept:?}");
+        let (careful, kept) = seen(1_000);
+        assert!(careful < Correction::NONE && kept == Correction::NONE, "{careful:?} {kept:?}");
     }
 
     #[test]

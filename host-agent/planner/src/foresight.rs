@@ -135,12 +135,16 @@ pub struct Foresight {
     /// Up to which size what returns is kept.
     home: Bytes,
     flying: VecDeque<Flying>,
-    /// Of the time when it was not helped, and of the time when it was.
-    known: [Known; 2],
-    /// Which of them counts...
+    /// Of the time when it is helped, or of the time when it is not...
+    known: Known,
+    /// ...whichever it is now...
     answered: bool,
-    /// ...since when.
+    /// ...since then.
     turned: Micros,
+    /// Of the other, if there was any.
+    aside: Option<Box<Known>>,
+    /// Where the other begins.
+    start: Correction,
     /// By [`Calibration::correction`].
     correction: Correction,
     refused: u64,
@@ -158,9 +162,11 @@ impl Default for Foresight {
             headroom: Bytes::ZERO,
             home: Bytes::ZERO,
             flying: VecDeque::new(),
-            known: Default::default(),
+            known: Known::default(),
             answered: false,
             turned: Micros::ZERO,
+            aside: None,
+            start: Correction::NONE,
             correction: Correction::NONE,
             refused: 0,
             flaw: None,
@@ -196,27 +202,37 @@ impl Foresight {
         self.last.as_ref().is_some_and(|f| at < f.made + STALE)
     }
 
-    const fn known(&self) -> &Known {
-        &self.known[self.answered as usize]
-    }
-
     /// What is known of another model says nothing of this one; what other VMs know of it does.
     fn begin(&mut self, model: &str, answered: bool, starts: [Correction; 2]) {
         self.interrupt();
         self.model = model.to_owned();
-        for (known, start) in self.known.iter_mut().zip(starts) {
-            known.calibration = Calibration::default();
-            known.calibration.begin_with(start);
+        if self.answered != answered {
+            self.swap();
         }
-        (self.answered, self.correction) = (answered, self.known().calibration.correction());
+        (self.answered, self.start) = (answered, starts[usize::from(!answered)]);
+        self.known.calibration = Calibration::beginning_with(starts[usize::from(answered)]);
+        if let Some(aside) = &mut self.aside {
+            aside.calibration = Calibration::beginning_with(self.start);
+        }
+        self.correction = self.known.calibration.correction();
+    }
+
+    fn swap(&mut self) {
+        self.known.calibration.set_aside();
+        let start = self.start;
+        let other = self.aside.get_or_insert_with(|| {
+            Box::new(Known { calibration: Calibration::beginning_with(start), ..Known::default() })
+        });
+        std::mem::swap(&mut self.known, other);
     }
 
     /// The VM is helped from now on, or not any more: what was said before was said of something else.
     pub(crate) fn turn(&mut self, at: Micros, answered: bool) {
         if self.answered != answered {
             self.interrupt();
+            self.swap();
             (self.answered, self.turned) = (answered, at);
-            self.correction = self.known().calibration.correction();
+            self.correction = self.known.calibration.correction();
         }
     }
 
@@ -261,9 +277,9 @@ impl Foresight {
         });
         (self.allowed, self.said) = (allowed, said);
         self.standing = match found {
-            _ if self.known().calibration.judged() < TRIAL => Standing::Untried,
-            _ if self.known().calibration.is_off() => Standing::Miscovered,
-            _ if at < self.known().not_before => Standing::Wrong,
+            _ if self.known.calibration.judged() < TRIAL => Standing::Untried,
+            _ if self.known.calibration.is_off() => Standing::Miscovered,
+            _ if at < self.known.not_before => Standing::Wrong,
             None => Standing::Hopeless,
             Some(p) if p.loss_ppm[3] > unlikely.saturating_add(terms.budget.saturating_mul(WIDE)) => Standing::Wide,
             Some(_) => Standing::Good,
@@ -309,7 +325,7 @@ impl Foresight {
         while let Some(f) = self.flying.pop_front_if(|f| at >= f.made + HORIZON) {
             // When nobody looked, nothing is learnt.
             let Some(happened) = history.happened(f.made, f.made + HORIZON) else { continue };
-            let calibration = &mut self.known[usize::from(self.answered)].calibration;
+            let calibration = &mut self.known.calibration;
             let missed = calibration.judge(f.half, f.most, f.bound, happened.loss);
             self.correction = calibration.correction();
             if missed && happened.loss > f.allowed {
@@ -320,7 +336,7 @@ impl Foresight {
 
     /// What was done because of a forecast hurt.
     pub fn wrong(&mut self, at: Micros) {
-        let known = &mut self.known[usize::from(self.answered)];
+        let known = &mut self.known;
         if at >= known.not_before + LONGEST_REST {
             known.rest = FIRST_REST;
         }
@@ -337,8 +353,10 @@ impl Foresight {
     /// What to show; `None`: there never was a forecast.
     #[must_use]
     pub fn status(&self, at: Micros, settings: &VmSettings, on: bool) -> Option<ForecastStatus> {
-        let [judged, missed] = [Calibration::judged, Calibration::missed]
-            .map(|of| self.known.iter().map(|known| of(&known.calibration)).sum());
+        let [judged, missed] = [Calibration::judged, Calibration::missed].map(|of| {
+            let aside = self.aside.as_ref().map_or(0, |aside| of(&aside.calibration));
+            of(&self.known.calibration) + aside
+        });
         if self.last.is_none() && self.refused == 0 && judged == 0 {
             return None;
         }
@@ -363,7 +381,7 @@ impl Foresight {
             allowed_ppm: last.map(|_| self.allowed),
             size: self.said.filter(|_| self.is_fresh(at)).map(|s| s.size),
             headroom: (self.standing == Standing::Good && self.is_fresh(at)).then_some(self.headroom),
-            coverage: self.known().calibration.coverage(),
+            coverage: self.known.calibration.coverage(),
             judged,
             missed,
             refused: self.refused,
@@ -430,9 +448,10 @@ impl Planner {
         // Once for each model: with a thousand VMs it takes a few milliseconds.
         let new = vm.settings.predictor != Mode::Off && forecast.model != vm.foresight.model;
         let starts = new.then(|| {
-            [0, 1].map(|i| {
-                let same = self.vms.values().map(|vm| &vm.foresight).filter(|f| f.model == forecast.model);
-                pooled(same.map(|f| &f.known[i].calibration)).unwrap_or(forecast.start)
+            [false, true].map(|answered| {
+                let all = self.vms.values().map(|vm| &vm.foresight);
+                let same = all.filter(|f| f.model == forecast.model && f.answered == answered);
+                pooled(same.map(|f| &f.known.calibration)).unwrap_or(forecast.start)
             })
         });
         let Some(vm) = self.vms.get_mut(name) else { return };
@@ -522,10 +541,10 @@ mod tests {
 
     /// A thousand VMs are to be predicted on any host.
     #[test]
-    fn what_is_remembered_of_a_vm_for_its_forecasts_is_less_than_five_kib() {
-        let heap = SIZES * size_of::<Point>() + FLYING * size_of::<Flying>() + 2 * SCORES * size_of::<i32>();
+    fn what_is_remembered_of_a_vm_for_its_forecasts_is_less_than_four_kib() {
+        let heap = SIZES * size_of::<Point>() + FLYING * size_of::<Flying>() + SCORES * size_of::<i32>();
         let all = heap + size_of::<Foresight>() + MOST_BYTES;
-        assert!(all < 5 << 10, "{all} bytes");
+        assert!(all < 4 << 10, "{all} bytes");
     }
 
     #[test]
@@ -534,11 +553,11 @@ mod tests {
         let mut rests = Vec::new();
         let mut at = Micros::secs(1_000);
         for pause in [0, 1, 1, 1, 1, 1, 700] {
-            at = at.max(f.known().not_before) + Micros::secs(pause);
+            at = at.max(f.known.not_before) + Micros::secs(pause);
             f.wrong(at);
             // Others of the same moment change nothing.
             f.wrong(at + Micros(1));
-            rests.push((f.known().not_before - at).0 / 1_000_000);
+            rests.push((f.known.not_before - at).0 / 1_000_000);
         }
         assert_eq!(rests, [60, 120, 240, 480, 600, 600, 60]);
     }
