@@ -286,6 +286,15 @@ fn a_guest_that_never_boots_is_told_with_its_console_and_leaves_nothing() {
 }
 
 #[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let mut list = Command::new(env!("CARGO_BIN_EXE_ballast-lab"));
+    let mut list = list.arg("list").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(list.stdout.take());
+    let output = list.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn every_experiment_that_is_shipped_can_be_read() {
     let output = Command::new(env!("CARGO_BIN_EXE_ballast-lab")).args(["list", "--json"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -174,7 +174,7 @@ impl ListCommand {
             }));
         }
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&all)?);
+            crate::say(&(serde_json::to_string_pretty(&all)? + "\n"))?;
             return Ok(ExitCode::SUCCESS);
         }
         let mut table = comfy_table::Table::new();
@@ -187,7 +187,7 @@ impl ListCommand {
             let text = |key: &str| e[key].as_str().unwrap_or_default().to_owned();
             table.add_row([text("name"), words("suites"), e["repetitions"].to_string(), words("arms"), text("title")]);
         }
-        println!("{table}");
+        crate::say(&format!("{table}\n"))?;
         Ok(ExitCode::SUCCESS)
     }
 }

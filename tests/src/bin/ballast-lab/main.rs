@@ -11,6 +11,7 @@ mod report;
 mod spikes;
 
 use clap::{Parser, Subcommand};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Experiments on real guests with the real pair of agents.
@@ -41,6 +42,14 @@ enum Command {
     Report(report::Report),
     /// Two arms of one run, or one arm of two runs: what differs, beyond the noise.
     Compare(report::Compare),
+}
+
+/// Prints a result. A reader that has seen enough (`| head`) is no error.
+fn say(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 fn main() -> anyhow::Result<ExitCode> {

@@ -28,9 +28,7 @@ pub fn make(folder: &Path) -> Result<()> {
     let blocks = results::blocks(folder)?;
     let figures = summary::figures(&summary, &summary::standings(&summary, &blocks));
     report::write(folder, &summary, &blocks)?;
-    print!("{}", summary::table(&summary, &figures));
-    println!("\n{}", folder.join("report.html").display());
-    Ok(())
+    crate::say(&format!("{}\n{}\n", summary::table(&summary, &figures), folder.join("report.html").display()))
 }
 
 /// Two arms of one run, or one arm of two runs: each difference with its interval, or "no difference".
@@ -63,9 +61,9 @@ impl Compare {
             }
         };
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&comparison)?);
+            crate::say(&(serde_json::to_string_pretty(&comparison)? + "\n"))?;
         } else {
-            print!("{}", compare::table(&comparison));
+            crate::say(&compare::table(&comparison))?;
         }
         Ok(ExitCode::SUCCESS)
     }
