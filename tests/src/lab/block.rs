@@ -15,7 +15,7 @@ use super::collect::Sweep;
 use super::experiment::{Experiment, GuestSpec};
 use super::results::{ArmRun, Block, GuestRun, PhaseRun, Totals};
 use super::watch::{self, Watched};
-use super::{journal, restrict};
+use super::{journal, restrict, summary};
 use crate::wire::{Counters, Job};
 use crate::{Balloon, Guest, HostAgent, Machine, Network};
 use anyhow::{Context, Result, anyhow, bail};
@@ -25,6 +25,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -127,10 +128,7 @@ pub fn run(
         told.step();
     }
     told.doing("ageing them: a VM that has been up for weeks has touched all of its memory");
-    for turn in turns(&mut random, arms.len()) {
-        arms[turn].attempt(|live| live.age());
-        told.step();
-    }
+    age_all(&mut arms, told);
     let zero = Instant::now();
     for live in &mut arms {
         live.attempt(|live| live.begin(experiment, (repetition, seed), network.as_ref(), zero));
@@ -140,7 +138,7 @@ pub fn run(
         return Err(anyhow!("{}: no arm could be started: {why}", experiment.name));
     }
     let first_phase = zero.elapsed().as_secs_f64() + experiment.settle.as_secs_f64();
-    if !phases(experiment, &mut arms, client.as_ref(), (zero, deadline), &mut random, told) {
+    if !phases(experiment, &mut arms, client.as_ref(), oracle, (zero, deadline), &mut random, told) {
         return Ok(None);
     }
     let arms = arms.into_iter().map(|live| live.end(experiment, repetition, oracle, first_phase, journals)).collect();
@@ -162,12 +160,14 @@ fn phases(
     experiment: &Experiment,
     arms: &mut [Live<'_>],
     client: Option<&Machine>,
+    oracle: bool,
     (zero, deadline): (Instant, Option<Instant>),
     random: &mut ChaCha8Rng,
     told: &dyn Progress,
 ) -> bool {
     struct Turn<'a> {
         arm: &'a str,
+        size: Option<Bytes>,
         guests: Vec<Guest>,
         network: Option<Vec<Ipv4Addr>>,
         phases: &'a mut Vec<PhaseRun>,
@@ -183,6 +183,7 @@ fn phases(
     for live in arms {
         turns.push(Turn {
             arm: &live.arm.name,
+            size: if let Law::Fixed(size) = live.arm.law { size } else { None },
             guests: live.guests.iter().map(|g| g.machine.guest.clone()).collect(),
             network: live.network.clone(),
             phases: &mut live.phases,
@@ -197,6 +198,8 @@ fn phases(
         told.step();
         let begun = Instant::now();
         let mut ticked = 0;
+        // In a search, the largest size that is known to lose: it and what is smaller need not be gone on with.
+        let mut lost: Option<Bytes> = None;
         // Once, or again and again until their time is over or there is nobody left to run them.
         'all: for (index, phase) in experiment.phases.iter().cycle().enumerate() {
             let over = match experiment.lasting {
@@ -207,10 +210,14 @@ fn phases(
                 break;
             }
             for turn in self::turns(random, turns.len()) {
+                if oracle {
+                    lost = lost.max(hopeless(turns.iter().map(|t| (t.size, &*t.phases))));
+                }
                 let turn = &mut turns[turn];
+                let given_up = turn.size.is_some_and(|size| Some(size) <= lost);
                 let of = experiment.lasting.map_or_else(|| experiment.phases.len().to_string(), |l| format!("{l:?}"));
-                told.doing(&format!("{} of {of}: {}, {}", index + 1, phase.label, turn.arm));
-                if turn.error.is_none() {
+                if turn.error.is_none() && !given_up {
+                    told.doing(&format!("{} of {of}: {}, {}", index + 1, phase.label, turn.arm));
                     let Some(patience) = time_for(experiment.patience, deadline, Instant::now()) else {
                         in_time = false;
                         break 'all;
@@ -271,6 +278,30 @@ fn one(
         outcome,
         during,
     })
+}
+
+/// The largest of several sizes that lost whatever is still to come, judged by the arm that kept all its memory.
+fn hopeless<'a>(arms: impl Iterator<Item = (Option<Bytes>, &'a Vec<PhaseRun>)>) -> Option<Bytes> {
+    let (sizes, references): (Vec<_>, Vec<_>) = arms.partition(|(size, _)| size.is_some());
+    let reference = references.first().map(|(_, phases)| phases.as_slice()).unwrap_or_default();
+    let lost = sizes.into_iter().filter(|(_, phases)| phases.iter().any(|p| summary::surely_lost(p, reference)));
+    lost.filter_map(|(size, _)| size).max()
+}
+
+/// As many at once as there are processors: nothing is measured yet.
+fn age_all(arms: &mut [Live<'_>], told: &dyn Progress) {
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    let left = Mutex::new(arms.iter_mut());
+    let worker = || {
+        loop {
+            // A statement of its own, so that the others may go on while this one is aged.
+            let next = left.lock().expect("no holder panics").next();
+            let Some(live) = next else { break };
+            live.attempt(|live| live.age());
+            told.step();
+        }
+    };
+    thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(worker))));
 }
 
 fn age(guest: &Guest) -> Result<()> {
@@ -594,6 +625,25 @@ mod tests {
             round.sort_unstable();
             assert_eq!(round, (0..9).collect::<Vec<_>>(), "everybody has a turn");
         }
+    }
+
+    #[test]
+    fn a_size_that_was_killed_takes_the_smaller_ones_with_it_and_static_is_judged_by_nobody() {
+        let phase = |index, killed, unfinished| {
+            let outcome = crate::lab::work::Outcome { killed, unfinished, ..Default::default() };
+            PhaseRun { index, outcome, ..PhaseRun::default() }
+        };
+        let size = |mib| Some(Bytes::mib(mib));
+        let judged = |arms: &[(Option<Bytes>, Vec<PhaseRun>)]| hopeless(arms.iter().map(|(s, p)| (*s, p)));
+        let fine = || vec![phase(0, 0, false)];
+        assert_eq!(judged(&[(None, vec![phase(0, 9, true)]), (size(200), fine()), (size(300), fine())]), None);
+        let killed = vec![phase(0, 0, false), phase(1, 1, false)];
+        assert_eq!(judged(&[(None, fine()), (size(200), killed), (size(300), fine())]), size(200));
+        // Late is what `static` was not, once that is known.
+        let late = || vec![phase(0, 0, true)];
+        assert_eq!(judged(&[(size(200), late()), (None, Vec::new())]), None);
+        assert_eq!(judged(&[(size(200), late()), (None, late())]), None);
+        assert_eq!(judged(&[(size(200), late()), (size(300), late()), (None, fine())]), size(300));
     }
 
     #[test]

@@ -181,7 +181,7 @@ pub struct Totals {
 }
 
 /// One phase, run once on one arm.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct PhaseRun {
     /// Its place in the file, from 0, counted on when the phases begin anew: the same place in another arm is its pair.
     pub index: usize,

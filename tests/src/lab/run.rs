@@ -1,7 +1,8 @@
 //! A run: which blocks, in which order, what is there already, and what is left out when time is short.
 //!
 //! Repetitions are the outer loop, so that a run which is cut short has all experiments, with fewer repetitions. The
-//! searches for the oracles come after the first repetition.
+//! searches for the oracles come after the first repetition, those first whose experiment took least: the figure asked of
+//! them is a median, which three of five decide.
 
 use super::block;
 use super::experiment::Experiment;
@@ -11,7 +12,7 @@ use super::warm::Warm;
 use crate::paths;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -126,12 +127,12 @@ impl Order {
         )?);
         bar.enable_steady_tick(Duration::from_millis(500));
         let done = Mutex::new(Done { superseded, broken: too_large, ..Done::default() });
-        let left = Mutex::new(jobs.into_iter());
+        let left = Mutex::new(VecDeque::from(jobs));
         let shared = Shared { made: &made, journals: &journals, bar: &bar, begun, done: &done };
         let worker = || -> Result<()> {
             loop {
                 // A statement of its own, so that the others may go on while this job runs.
-                let next = left.lock().expect("no holder panics").next();
+                let next = self.next(&mut left.lock().expect("no holder panics"));
                 match next {
                     None => return Ok(()),
                     Some(Job::Block(experiment, repetition)) => {
@@ -151,6 +152,20 @@ impl Order {
         run.left_out.extend(done.left_out.iter().cloned());
         results::write_json(&self.folder.join("run.json"), &run)?;
         Ok(done)
+    }
+
+    /// The next job: the first, or, where searches are due, the one that is probably over soonest.
+    fn next<'a>(&self, left: &mut VecDeque<Job<'a>>) -> Option<Job<'a>> {
+        let took = |experiment: &Experiment| {
+            let first = results::read_json::<Block>(&self.path(experiment, 1, false));
+            Duration::from_secs_f64(first.map_or(0.0, |block| block.took_s.max(0.0)))
+        };
+        let due = left.iter().enumerate().map_while(|(place, job)| match job {
+            Job::Oracle(experiment) => Some((took(experiment), place)),
+            Job::Block(..) => None,
+        });
+        let soonest = due.min().map_or(0, |(_, place)| place);
+        left.remove(soonest)
     }
 
     /// Returns what is asked, and how many blocks were there that are of something else.
@@ -267,11 +282,16 @@ impl Order {
             bar.inc(block::steps(experiment));
             return Ok(Some(block));
         }
-        let like = (1..=experiment.repetitions)
-            .filter_map(|n| results::read_json::<Block>(&self.path(experiment, n, false)).ok());
+        // A search's blocks have other numbers of arms than the experiment's.
+        let before = |oracle| {
+            let blocks = (1..=experiment.repetitions.max(2)).map(move |n| self.path(experiment, n, oracle));
+            let blocks = blocks.filter_map(|path| results::read_json::<Block>(&path).ok());
+            blocks.map(|b| b.took_s * experiment.arms.len() as f64 / b.arms.len().max(1) as f64)
+        };
+        let searched = oracle.then(|| before(true)).into_iter().flatten();
         let planned = experiment.lasting.map_or(0.0, |lasting| (lasting + experiment.settle).as_secs_f64());
         // One that was never run takes as long as the longest so far.
-        let expected = like.map(|b| b.took_s).next().unwrap_or_else(|| planned.max(done().longest_s));
+        let expected = searched.chain(before(false)).next().unwrap_or_else(|| planned.max(done().longest_s));
         if let Some(within) = self.within
             && begun.elapsed().as_secs_f64() + expected > within.as_secs_f64()
         {
@@ -469,5 +489,49 @@ mod tests {
         assert_eq!(fitting(&all, Some(3_584), 1).0.len(), 2);
         assert_eq!(fitting(&all, Some(3_584), 2).0.len(), 1);
         assert_eq!(fitting(&all, None, 9).0.len(), 2);
+    }
+
+    #[test]
+    fn the_cheapest_search_comes_first_and_none_before_the_first_repetition_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("blocks")).unwrap();
+        let experiment = |name: &str, took_s: f64| {
+            let path = folder.path().join(format!("{name}.toml"));
+            let text = "title = 't'\nrepetitions = 2\narms = ['static']\n[[guest]]\nname = 'a'\nmemory = '512MiB'\n\
+                        [[phase]]\nwork = { do = 'rest', secs = 1 }\n";
+            fs::write(&path, text).unwrap();
+            let block = Block {
+                experiment: name.to_owned(),
+                fingerprint: String::new(),
+                repetition: 1,
+                oracle: false,
+                seed: 1,
+                started_unix: 1,
+                took_s,
+                load: 0.0,
+                arms: Vec::new(),
+            };
+            results::write_json(&folder.path().join(format!("blocks/{name}-1.json")), &block).unwrap();
+            Experiment::read(&path).unwrap()
+        };
+        let experiments = vec![experiment("long", 300.0), experiment("short", 90.0), experiment("middling", 200.0)];
+        let order = Order {
+            experiments,
+            wrong: Vec::new(),
+            folder: folder.path().to_owned(),
+            asked: String::new(),
+            within: None,
+            fresh: false,
+            parallel: 1,
+        };
+        let mut left = VecDeque::from(jobs(&order.experiments.iter().collect::<Vec<_>>()));
+        let told = std::iter::from_fn(|| order.next(&mut left)).map(|job| match job {
+            Job::Block(e, n) => format!("{} {n}", e.name),
+            Job::Oracle(e) => format!("{} oracle", e.name),
+        });
+        let first = ["long 1", "short 1", "middling 1"];
+        let searches = ["short oracle", "middling oracle", "long oracle"];
+        let second = ["long 2", "short 2", "middling 2"];
+        assert_eq!(told.collect::<Vec<_>>(), [first, searches, second].concat());
     }
 }

@@ -14,6 +14,7 @@ pub mod pairs;
 mod table;
 
 pub use figures::{Figure, Place, Standing, figures, left_out_of, standings};
+pub(super) use oracle::surely_lost;
 pub use table::{csv, oracle_in_words, table, turns};
 
 use super::results::{self, ArmRun, BALLAST, Block, Cell, Interval, Oracle, Run, STATIC, Summary, Totals};

@@ -242,23 +242,39 @@ fn the_search_looks_twice_and_stops() {
     assert_eq!(lost_at(&blocks), Some((340, "1 unfinished phase".to_owned())));
     late(&mut blocks[1], 0);
     assert_eq!(lost_at(&blocks), Some((320, "1 OOM kill".to_owned())));
+    // Another phase that `static` did not end excuses nothing.
+    blocks[1].arms[0].phases[0].outcome.unfinished = false;
+    blocks[1].arms[0].phases.push(phase(7, 100.0, Some(10.0)));
+    blocks[1].arms[0].phases[1].outcome.unfinished = true;
+    assert_eq!(lost_at(&blocks), Some((340, "1 unfinished phase".to_owned())));
+}
+
+#[test]
+fn a_search_that_was_not_ended_found_nothing() {
+    let first = vec![100, 200, 300, 400, 500, 600];
+    let found = |looks: &[Vec<u64>], enough| {
+        summary::of(world::run(), &search(looks, enough)).oracles.get("hand").map(|o| o.size_mib)
+    };
+    assert_eq!(found(std::slice::from_ref(&first), 333), None, "400 is too large, and nobody knows by how much");
+    assert_eq!(found(std::slice::from_ref(&first), 0), Some(100), "nothing lost: there is nothing more to look for");
+    assert_eq!(found(&[first, vec![320, 340, 360, 380]], 333), Some(340));
 }
 
 #[test]
 fn a_size_loses_by_work_latency_stall_or_death() {
     let lost = |change: fn(&mut ArmRun)| {
-        let mut blocks = search(&[vec![200, 300, 400]], 0);
-        change(&mut blocks[0].arms[2]);
+        let mut blocks = search(&[vec![100, 200, 300, 400, 500, 600], vec![320, 340, 360, 380]], 0);
+        change(&mut blocks[1].arms[2]);
         summary::of(world::run(), &blocks).oracles["hand"].lost_at.clone()
     };
     assert_eq!(lost(|_| ()), None);
     let why = |change| lost(change).map(|(mib, why)| format!("{mib}: {why}")).unwrap();
-    assert_eq!(why(|a| a.phases[0].outcome.throughput = 90.0), "300: throughput 0.90 of static");
-    assert_eq!(why(|a| a.phases[0] = phase(0, 99.0, Some(13.0))), "300: p99 latency 1.30 of static");
-    assert_eq!(why(|a| a.phases[0].outcome.killed = 1), "300: 1 killed worker");
-    assert_eq!(why(|a| a.phases[0].outcome.failed_allocations = 4), "300: 4 failed allocations");
-    assert_eq!(why(|a| a.guests[0].totals.stall_some_ms = 60.0), "300: 60 ms more stall than static a repetition");
-    assert_eq!(why(|a| a.error = Some("QEMU died".to_owned())), "300: ended early: QEMU died");
+    assert_eq!(why(|a| a.phases[0].outcome.throughput = 90.0), "340: throughput 0.90 of static");
+    assert_eq!(why(|a| a.phases[0] = phase(0, 99.0, Some(13.0))), "340: p99 latency 1.30 of static");
+    assert_eq!(why(|a| a.phases[0].outcome.killed = 1), "340: 1 killed worker");
+    assert_eq!(why(|a| a.phases[0].outcome.failed_allocations = 4), "340: 4 failed allocations");
+    assert_eq!(why(|a| a.guests[0].totals.stall_some_ms = 60.0), "340: 60 ms more stall than static a repetition");
+    assert_eq!(why(|a| a.error = Some("QEMU died".to_owned())), "340: ended early: QEMU died");
 }
 
 #[test]

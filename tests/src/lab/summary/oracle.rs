@@ -3,10 +3,11 @@
 //! ```text
 //!   6 sizes, evenly from min to max ──> largest that lost, smallest that did not ──> 4 sizes between them ──> done
 //! ```
-//! A size has no loss when neither it nor any larger one tried lost: luck at one size between two that lose is luck.
+//! A size has no loss when neither it nor any larger one tried lost: luck at one size between two that lose is luck. So
+//! once a size is killed or cannot end, the rest of the block does without it and all smaller ones.
 
 use super::{counted, pairs};
-use crate::lab::results::{ArmRun, Block, Oracle, STATIC};
+use crate::lab::results::{ArmRun, Block, Oracle, PhaseRun, STATIC};
 use crate::lab::stats;
 
 /// Throughput to `static` that is no loss: what an identical run shows on a quiet machine.
@@ -35,6 +36,21 @@ fn tried(blocks: &[&Block]) -> Vec<u64> {
     sizes
 }
 
+/// Whether this phase alone makes its size one that loses, whatever the others come to. The reference is what `static` has done
+/// so far.
+#[must_use]
+pub fn surely_lost(phase: &PhaseRun, reference: &[PhaseRun]) -> bool {
+    let outcome = &phase.outcome;
+    let done = || reference.iter().any(|r| r.index == phase.index);
+    phase.during.oom_kills + outcome.killed + outcome.failed_allocations > 0 || (done() && later(phase, reference))
+}
+
+/// It did not end in time, and `static` did: on a slow machine that may not end either.
+fn later(phase: &PhaseRun, reference: &[PhaseRun]) -> bool {
+    let as_late = |r: &PhaseRun| r.index == phase.index && r.outcome.unfinished;
+    phase.outcome.unfinished && !reference.iter().any(as_late)
+}
+
 /// Why a size lost; `None` when it did not.
 fn loss(blocks: &[&Block], mib: u64) -> Option<String> {
     let name = arm_name(mib);
@@ -45,9 +61,11 @@ fn loss(blocks: &[&Block], mib: u64) -> Option<String> {
     }
     let phases = || runs.iter().flat_map(|(run, _)| &run.phases);
     let kills: u64 = runs.iter().flat_map(|(run, _)| &run.guests).map(|g| g.totals.oom_kills).sum();
-    // On a slow machine `static` may not end in time either.
-    let late = |run: &ArmRun| run.phases.iter().filter(|p| p.outcome.unfinished).count() as u64;
-    let late = runs.iter().map(|(run, reference)| late(run).saturating_sub(reference.map_or(0, late))).sum();
+    let late = |(run, reference): &(&ArmRun, Option<&ArmRun>)| {
+        let reference = reference.map_or(&[][..], |r| &r.phases);
+        run.phases.iter().filter(|p| later(p, reference)).count() as u64
+    };
+    let late = runs.iter().map(late).sum();
     let counts = [
         (kills, "OOM kill"),
         (phases().map(|p| p.outcome.failed_allocations).sum(), "failed allocation"),
@@ -70,13 +88,16 @@ fn loss(blocks: &[&Block], mib: u64) -> Option<String> {
     (more > STALL_MS).then(|| format!("{more:.0} ms more stall than static a repetition"))
 }
 
-/// The oracle of one experiment. `None` when no size was tried or even the largest lost.
+/// The oracle of one experiment. `None` when no size was tried, even the largest lost, or the search was not ended: the sizes of
+/// the first look are so far apart that ours would look better than it is.
 #[must_use]
 pub fn find(blocks: &[&Block]) -> Option<Oracle> {
     let oracle_blocks: Vec<&Block> = blocks.iter().copied().filter(|b| b.oracle).collect();
     let mut size = None;
     let mut lost_at = None;
-    for mib in tried(&oracle_blocks).into_iter().rev() {
+    let sizes = tried(&oracle_blocks);
+    let only_coarse = sizes.len() as u64 <= COARSE;
+    for mib in sizes.into_iter().rev() {
         if let Some(why) = loss(&oracle_blocks, mib) {
             lost_at = Some((mib, why));
             break;
@@ -84,6 +105,9 @@ pub fn find(blocks: &[&Block]) -> Option<Oracle> {
         size = Some(mib);
     }
     let size_mib = size?;
+    if only_coarse && lost_at.as_ref().is_some_and(|(lost, _)| size_mib - lost > 1) {
+        return None;
+    }
     let runs = oracle_blocks.iter().filter_map(|b| pairs::arm(b, &arm_name(size_mib)));
     let held: Vec<f64> = runs.filter_map(pairs::resident_mib).collect();
     Some(Oracle { size_mib, resident_mib: stats::mean(&held)?, lost_at })
