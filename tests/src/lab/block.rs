@@ -124,14 +124,19 @@ pub fn run(
     let client = experiment.client.as_ref().map(|spec| client(spec, network.as_ref(), experiment)).transpose()?;
     let mut arms: Vec<Live<'_>> = Vec::new();
     for arm in &experiment.arms {
+        // A guest that hangs while it boots is waited for a minute, and so may be the next arm's.
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Ok(None);
+        }
         arms.push(Live::start(arm, experiment, network.as_ref()));
         told.step();
     }
     told.doing("ageing them: a VM that has been up for weeks has touched all of its memory");
-    age_all(&mut arms, told);
+    let order = turns(&mut random, arms.len());
+    age_all(&mut arms, &order, told);
     let zero = Instant::now();
-    for live in &mut arms {
-        live.attempt(|live| live.begin(experiment, (repetition, seed), network.as_ref(), zero));
+    for &turn in &order {
+        arms[turn].attempt(|live| live.begin(experiment, (repetition, seed), network.as_ref(), zero));
     }
     if arms.iter().all(|a| a.error.is_some()) {
         let why = arms.first().and_then(|a| a.error.clone()).unwrap_or_default();
@@ -288,15 +293,17 @@ fn hopeless<'a>(arms: impl Iterator<Item = (Option<Bytes>, &'a Vec<PhaseRun>)>) 
     lost.filter_map(|(size, _)| size).max()
 }
 
-/// As many at once as there are processors: nothing is measured yet.
-fn age_all(arms: &mut [Live<'_>], told: &dyn Progress) {
+/// As many at once as there are processors, for nothing is measured yet, and in an order of chance.
+fn age_all(arms: &mut [Live<'_>], order: &[usize], told: &dyn Progress) {
     let workers = thread::available_parallelism().map_or(1, usize::from);
-    let left = Mutex::new(arms.iter_mut());
+    let mut queue: Vec<(usize, &mut Live<'_>)> = arms.iter_mut().enumerate().collect();
+    queue.sort_by_key(|(place, _)| order.iter().position(|turn| turn == place));
+    let left = Mutex::new(queue.into_iter());
     let worker = || {
         loop {
             // A statement of its own, so that the others may go on while this one is aged.
             let next = left.lock().expect("no holder panics").next();
-            let Some(live) = next else { break };
+            let Some((_, live)) = next else { break };
             live.attempt(|live| live.age());
             told.step();
         }
@@ -345,6 +352,7 @@ impl<'a> Live<'a> {
             if arm.law == Law::Cgroup {
                 let pids: Vec<u32> = live.guests.iter().map(|g| g.machine.qemu.pid()).collect();
                 live.limits = Some(restrict::Limits::new(&pids)?);
+                live.guests.iter_mut().zip(pids).for_each(|(g, pid)| g.charged = Some(restrict::charged_to(pid)));
             }
             let addresses = || live.guests.iter().map(|g| g.machine.address()).collect::<Result<_>>();
             live.network = network.map(|_| addresses()).transpose()?;

@@ -208,7 +208,8 @@ fn laws(html: &mut String, summary: &Summary, standings: &[Standing]) -> Result<
         write!(
             html,
             "<h3>{} against each of the others</h3>\n<p>Lost: more kills, or the other both holds less and does more, beyond \
-             the noise. Unknown: one of them ended early, or there are too few values. What the other holds and does is relative to ours, paired phase by phase.</p>\n{}",
+             the noise. Behind: the other is better in memory, work or p99 latency and worse in none, or in memory and work but \
+             inside the noise; ahead is the reverse. Unknown: one of them ended early, or there are too few values. What the other holds and does is relative to ours, paired phase by phase.</p>\n{}",
             tables::name(BALLAST),
             tables::against(summary, standings)
         )?;

@@ -14,7 +14,7 @@ use cgroups_rs::CgroupPid;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::{Cgroup, hierarchies};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const PREFIX: &str = "ballast-lab-";
@@ -88,6 +88,15 @@ impl Limits {
         }
         Ok(())
     }
+}
+
+/// Where the kernel tells what is charged to a process's group, bytes. Shared memory that was swapped out still counts as the
+/// file's own (`st_blocks`), and here it does not.
+#[must_use]
+pub fn charged_to(pid: u32) -> PathBuf {
+    let name = format!("{PREFIX}{}-{pid}", std::process::id());
+    let v1 = Path::new("/sys/fs/cgroup/memory").join(&name).join("memory.usage_in_bytes");
+    if v1.exists() { v1 } else { Path::new("/sys/fs/cgroup").join(name).join("memory.current") }
 }
 
 impl Drop for Limits {
@@ -212,6 +221,8 @@ mod tests {
         let mut late = writer(&memory);
         let Some(limits) = join(late.0.id()) else { return };
         write_all(&mut late, &memory);
+        let charged = fs::read_to_string(charged_to(late.0.id())).unwrap().trim().parse().unwrap();
+        assert!((SHARED..SHARED + Bytes::mib(64)).contains(&Bytes(charged)), "{charged} bytes");
         // Above what it has: below it the host would have to swap.
         limits.set(&[Limit { size: Bytes::mib(96), resident: memory.resident().unwrap() }]).unwrap();
     }

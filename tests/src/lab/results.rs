@@ -281,6 +281,15 @@ pub struct Interval {
     pub high: f64,
 }
 
+/// The phase that suffers most, where an experiment has several kinds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorstPhase {
+    /// Its label.
+    pub label: String,
+    /// Its median, over repetitions and times, of ratios to `static`.
+    pub ratio: f64,
+}
+
 /// One experiment under one arm. Ratios of work and latency are medians of ratios paired by repetition and phase, `None`
 /// where nothing could be compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -311,6 +320,12 @@ pub struct Cell {
     pub p99_ratio: Option<f64>,
     /// To `static`; less is better.
     pub p999_ratio: Option<f64>,
+    /// As `throughput_ratio`, of the phase in which it is lowest.
+    #[serde(default)]
+    pub worst_phase_throughput: Option<WorstPhase>,
+    /// As `p99_ratio`, of the phase in which it is highest.
+    #[serde(default)]
+    pub worst_phase_p99: Option<WorstPhase>,
     /// The longest single operation, median over repetitions, milliseconds.
     pub worst_stall_ms: Option<f64>,
     /// Mean memory held by the host, to `static`; less is better. A ratio of means over time; its interval is of rounds, from
@@ -335,6 +350,9 @@ pub struct Cell {
     pub host_agent_cpu: Option<f64>,
     /// CPU time of the guest agents, share of one emulated core each.
     pub guest_agent_cpu: Option<f64>,
+    /// How long its law ruled, settling included, sum over repetitions, seconds. What balloons moved, they moved in this time.
+    #[serde(default)]
+    pub agents_s: Option<f64>,
     /// First sign to order, milliseconds: median and p99.
     pub sign_to_order_ms: Option<(f64, f64)>,
     /// First sign to first MiB, milliseconds: median and p99.

@@ -14,10 +14,10 @@ pub mod pairs;
 mod table;
 
 pub use figures::{Figure, Place, Standing, figures, left_out_of, standings};
-pub(super) use oracle::surely_lost;
+pub(super) use oracle::{SEARCH, surely_lost};
 pub use table::{csv, oracle_in_words, table, turns};
 
-use super::results::{self, ArmRun, BALLAST, Block, Cell, Interval, Oracle, Run, STATIC, Summary, Totals};
+use super::results::{self, ArmRun, BALLAST, Block, Cell, Interval, Oracle, Run, STATIC, Summary, Totals, WorstPhase};
 use super::stats::{self, Difference};
 use anyhow::{Context, Result};
 use pairs::Measure;
@@ -136,6 +136,12 @@ fn cell(experiment: &Experiment<'_>, arm: &str, law: String, oracle: Option<&Ora
     let p50_ratio = to_static("p50_ratio", pairs::p50, Good::Less);
     let p99_ratio = to_static("p99_ratio", pairs::p99, Good::Less);
     let p999_ratio = to_static("p999_ratio", pairs::p999, Good::Less);
+    let worst_phase = |measure, sign: f64| {
+        let labels = pairs::by_label(blocks, arm, STATIC, measure);
+        let medians = labels.iter().filter_map(|(label, ratios)| Some((*label, stats::median(ratios)?)));
+        let worst = medians.min_by(|a, b| (sign * a.1).total_cmp(&(sign * b.1)));
+        worst.map(|(label, ratio)| WorstPhase { label: label.to_owned(), ratio })
+    };
     let judged = (arm != STATIC).then_some((1.0, Good::Less));
     let held = pairs::resident(blocks, arm, STATIC);
     let resident_ratio = found.keep("resident_ratio", &held, pairs::ratio_of_means, judged);
@@ -170,6 +176,8 @@ fn cell(experiment: &Experiment<'_>, arm: &str, law: String, oracle: Option<&Ora
         p50_ratio,
         p99_ratio,
         p999_ratio,
+        worst_phase_throughput: worst_phase(pairs::throughput, 1.0),
+        worst_phase_p99: worst_phase(pairs::p99, -1.0),
         worst_stall_ms,
         resident_ratio,
         oracle_ratio: oracle.and_then(|o| Some(resident_mib? / o.resident_mib)).filter(|r| r.is_finite()),
@@ -186,6 +194,7 @@ fn cell(experiment: &Experiment<'_>, arm: &str, law: String, oracle: Option<&Ora
             let lasted = agents_s(run);
             run.guests.iter().map(move |g| (g.totals.agent_cpu_s, lasted))
         })),
+        agents_s: Some(runs.iter().map(|(_, run)| agents_s(run)).sum::<f64>()).filter(|s| *s > 0.0),
         sign_to_order_ms: spread(&all(|run| &run.sign_to_order_ms)),
         sign_to_first_mib_ms: spread(&all(|run| &run.sign_to_first_mib_ms)),
         over_budget_mib_s: stats::mean(&over_budget),

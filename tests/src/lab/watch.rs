@@ -6,6 +6,9 @@ use super::collect::{Move, Sweep};
 use super::results::{Look, Totals};
 use crate::wire::{Counters, Request, Sample};
 use crate::{HostAgent, Machine};
+use anyhow::{Context, Result};
+use ballast_protocol::Bytes;
+use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +30,8 @@ pub struct Watched {
     pub stalled_before: Option<u64>,
     /// Why it cannot be watched any more.
     pub lost: Option<String>,
+    /// Where it is told what is charged to its cgroup, under the arm that has some.
+    pub charged: Option<PathBuf>,
     /// Where its balloon goes, where chance decides; and the configuration of the host agent that moves it, unless the lab does.
     pub sweep: Option<(Sweep, Option<PathBuf>)>,
 }
@@ -35,7 +40,16 @@ impl Watched {
     /// A guest that nothing has been seen of.
     #[must_use]
     pub fn new(machine: Machine) -> Self {
-        Self { machine, series: Vec::new(), stalled_before: None, lost: None, sweep: None }
+        Self { machine, series: Vec::new(), stalled_before: None, lost: None, charged: None, sweep: None }
+    }
+
+    /// What the host holds of it in memory, MiB.
+    fn resident_mib(&self) -> Result<f64> {
+        let touched = self.machine.resident()?;
+        let Some(charged) = &self.charged else { return Ok(touched.mib_f64()) };
+        // QEMU's own memory is charged too, so that this is no less than what the guest has.
+        let text = fs::read_to_string(charged).with_context(|| charged.display().to_string())?;
+        Ok(touched.min(Bytes(text.trim().parse()?)).mib_f64())
     }
 
     /// Moves the balloon when its time has come.
@@ -85,7 +99,7 @@ fn look(guests: &mut [&mut Watched], zero: Instant, inside: bool) {
         if guest.lost.is_some() {
             continue;
         }
-        let outside = guest.machine.resident().and_then(|r| Ok((r, guest.machine.qmp.balloon()?)));
+        let outside = guest.resident_mib().and_then(|r| Ok((r, guest.machine.qmp.balloon()?)));
         let (resident, kept) = match outside {
             Ok(seen) => seen,
             Err(e) => {
@@ -100,7 +114,7 @@ fn look(guests: &mut [&mut Watched], zero: Instant, inside: bool) {
         let mib = |kib: u64| kib as f64 / 1024.0;
         guest.series.push(Look {
             t: zero.elapsed().as_secs_f64(),
-            resident_mib: resident.mib_f64(),
+            resident_mib: resident,
             kept_mib: kept.mib_f64(),
             free_mib: glance.as_ref().map(|g| mib(g.free_kib)),
             available_mib: glance.as_ref().map(|g| mib(g.available_kib)),

@@ -80,6 +80,76 @@ fn a_rival_that_is_better_in_both_wins_in_one_repetition_too() {
 }
 
 #[test]
+fn what_is_ahead_for_ours_is_behind_for_a_rival() {
+    let place = |held: f64, throughput: f64, p99: f64| {
+        let mut rival = watched("mom", throughput, move |_| held);
+        for (i, run) in rival.phases.iter_mut().enumerate() {
+            *run = phase(i, throughput + i as f64 / 10.0, Some(p99));
+        }
+        let (standings, figures) = judged(&once(rival));
+        (standings[0].place, figure(&figures, "against each rival law").reached)
+    };
+    // Ours holds 250 MiB, does 95 and has 10 ms.
+    assert_eq!(place(250.0, 95.0, 10.0), (Place::Level, Some(true)));
+    assert_eq!(place(300.0, 95.0, 10.0), (Place::Ahead, Some(true)));
+    assert_eq!(place(200.0, 95.0, 10.0), (Place::Behind, Some(true)), "nothing lost by holding less");
+    assert_eq!(place(250.0, 90.0, 10.0), (Place::Ahead, Some(true)));
+    assert_eq!(place(250.0, 99.0, 10.0), (Place::Behind, Some(true)));
+    assert_eq!(place(250.0, 95.0, 12.0), (Place::Ahead, Some(true)));
+    assert_eq!(place(250.0, 95.0, 8.0), (Place::Behind, Some(true)));
+    assert_eq!(place(200.0, 95.0, 8.0), (Place::Lost, Some(false)), "it saves more, and nobody waits as long");
+    assert_eq!(place(200.0, 99.0, 12.0), (Place::Level, None), "more work, later, in less memory: this cannot tell");
+    assert_eq!(place(200.0, 90.0, 10.0), (Place::Level, Some(true)));
+
+    // An arm that is no law is judged apart.
+    let (standings, figures) = judged(&once(watched("free-page-reporting", 99.0, |_| 200.0)));
+    assert_eq!((standings[0].place, standings[0].law), (Place::Lost, false));
+    assert_eq!(figure(&figures, "against each arm without a law").reached, Some(false));
+    assert_eq!(figure(&figures, "against each rival law").reached, None, "there is none");
+}
+
+#[test]
+fn what_static_did_not_do_nobody_is_compared_with() {
+    let mut blocks = once(watched("mom", 99.0, |_| 300.0));
+    blocks[0].arms[0].phases.truncate(1);
+    blocks[0].arms[0].error = Some("QEMU died".to_owned());
+    let (_, figures) = judged(&blocks);
+    for name in ["OOM kills", "throughput to static", "p99", "against each rival law"] {
+        let figure = figure(&figures, name);
+        assert_eq!(figure.reached, None, "{figure:?}");
+        assert!(name.starts_with("against") || figure.value.contains("not known to its end: one"), "{figure:?}");
+    }
+}
+
+#[test]
+fn a_phase_that_suffers_is_not_hidden_by_the_others() {
+    let labelled = |name: &str, throughputs: [f64; 5]| {
+        let mut run = watched(name, 1.0, |_| 250.0);
+        let phases = throughputs.iter().enumerate().map(|(i, t)| {
+            let mut phase = phase(i, *t, Some(1000.0 / t));
+            phase.label = if i % 2 == 1 { "growth" } else { "load" }.to_owned();
+            phase
+        });
+        run.phases = phases.collect();
+        run
+    };
+    let arms = vec![labelled("static", [100.0; 5]), labelled("ballast", [99.0, 20.0, 101.0, 40.0, 100.0])];
+    let blocks = [world::block("one", 1, arms, false)];
+    let summary = summary::of(world::run_of(&blocks), &blocks);
+    let ours = cell(&summary, "one", "ballast");
+    near(ours.throughput_ratio, 0.99);
+    let worst = ours.worst_phase_throughput.as_ref().unwrap();
+    assert_eq!(worst.label, "growth");
+    near(Some(worst.ratio), 0.3);
+    near(ours.worst_phase_p99.as_ref().map(|w| w.ratio), 3.75);
+    let (_, figures) = judged(&blocks);
+    let throughput = figure(&figures, "throughput to static");
+    assert!(throughput.value.ends_with("; worst phase 0.30 (one, growth)"), "{throughput:?}");
+    let csv = String::from_utf8(summary::csv(&summary).unwrap()).unwrap();
+    assert!(csv.lines().nth(2).unwrap().contains(",growth,"), "{csv}");
+}
+
+#[test]
 fn memory_is_reckoned_by_round_and_while_busy() {
     let blocks = once(watched("mom", 99.0, |t| if t < 20.0 { 100.0 } else { 300.0 }));
     let summary = summary::of(world::run(), &blocks);
@@ -180,7 +250,7 @@ fn blocks_that_time_did_not_allow_are_written_down() {
     for _ in 0..2 {
         assert_eq!(order.run().unwrap().ran, 0);
         let run: Run = read_json(&order.folder.join("run.json")).unwrap();
-        assert_eq!(run.left_out, ["small 1", "small oracle 1"]);
+        assert_eq!(run.left_out, ["small 1", "small oracle 1 (without a first repetition)"]);
         assert_eq!(run.experiments.keys().collect::<Vec<_>>(), ["mistyped", "small"], "asked for all the same");
     }
 }
@@ -214,6 +284,11 @@ fn work_that_did_not_come_to_its_end_is_counted() {
     assert!(csv.lines().next().unwrap().contains(",unfinished,"), "{csv}");
     let page = report::page(&summary, &blocks).unwrap();
     assert!(page.contains("<b class=\"bad\">1 unfinished</b>") && page.contains("<th>unfinished</th>"));
+    // Its latencies lack the longest.
+    blocks[0].arms[2].phases.iter_mut().for_each(|p| p.outcome.unfinished = true);
+    let late = summary::of(world::run(), &blocks);
+    assert_eq!((cell(&late, "one", "ballast").p99_ratio, cell(&late, "one", "mom").p99_ratio), (None, Some(1.0)));
+    blocks[0].arms[2].phases.iter_mut().for_each(|p| p.outcome.unfinished = p.index == 1);
     // Nor is it level with a rival that came to its end, nor the other way round.
     assert_eq!(judged(&blocks).0[0].place, Place::Lost);
     blocks[0].arms[2].phases[1].outcome.unfinished = false;

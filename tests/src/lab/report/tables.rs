@@ -228,7 +228,7 @@ pub fn against(summary: &Summary, standings: &[Standing]) -> String {
             let (class, sign) = match s.place {
                 Place::Ahead => ("good", "▲ ahead"),
                 Place::Level => ("same", "= level"),
-                Place::Behind => ("worse", "▽ behind, in the noise"),
+                Place::Behind => ("worse", "▽ behind"),
                 Place::Unknown => ("muted", "? unknown"),
                 Place::Lost => ("bad", "✕ lost"),
             };
@@ -270,8 +270,7 @@ pub fn agents(summary: &Summary) -> String {
             stats::median(&cells.iter().filter_map(|c| of(c)).collect::<Vec<_>>())
                 .map_or("–".to_owned(), |v| format!("{v:.digits$}"))
         };
-        let rate =
-            |of: fn(&Cell) -> f64| move |c: &Cell| Some(of(c) * 60.0 / c.totals.watched_s).filter(|r| r.is_finite());
+        let rate = |of: fn(&Cell) -> f64| move |c: &Cell| Some(of(c) * 60.0 / c.agents_s?).filter(|r| r.is_finite());
         let columns = [
             median(&|c| c.sign_to_order_ms.map(|s| s.0), 1),
             median(&|c| c.sign_to_order_ms.map(|s| s.1), 1),
@@ -296,15 +295,16 @@ pub fn agents(summary: &Summary) -> String {
 #[must_use]
 pub fn oracles(summary: &Summary) -> String {
     if summary.oracles.is_empty() {
-        return "<p>No oracle was found: no fixed sizes were tried, or even the largest lost something.</p>\n"
+        return "<p>No oracle was found: no fixed sizes were tried, even the largest lost something, or no search came to its \
+                end.</p>\n"
             .to_owned();
     }
     let mut html = String::from("<ul>");
     for experiment in experiments(summary) {
-        let found = summary
-            .oracles
-            .get(experiment)
-            .map_or("none: not searched, or even the largest size tried lost".to_owned(), oracle_in_words);
+        let found = summary.oracles.get(experiment).map_or(
+            "none: not searched, not searched to the end, or even the largest size tried lost".to_owned(),
+            oracle_in_words,
+        );
         let _ = write!(html, "<li><b>{}</b>: {}</li>", escaped(experiment), escaped(&found));
     }
     html.push_str("</ul>\n");

@@ -136,7 +136,7 @@ fn against(standings: &[Standing]) -> Option<String> {
         standings.len()
     );
     if !behind.is_empty() {
-        text.push_str(&format!(", behind but inside the noise in {} ({})", behind.len(), list(&behind)));
+        text.push_str(&format!(", behind in {} ({})", behind.len(), list(&behind)));
     }
     if !unknown.is_empty() {
         text.push_str(&format!("; {} cannot be told ({})", unknown.len(), list(&unknown)));

@@ -1,7 +1,7 @@
 //! The figures that were asked for, each reached or not, and where ours stands against each rival.
 
 use super::{experiments, is_rival, lost, pairs};
-use crate::lab::results::{BALLAST, Block, Cell, Interval, PREDICTIVE, STATIC, Summary};
+use crate::lab::results::{BALLAST, Block, Cell, Interval, PREDICTIVE, STATIC, Summary, WorstPhase};
 use crate::lab::stats::{self, Difference};
 use serde::Serialize;
 use std::cmp::Ordering;
@@ -24,13 +24,14 @@ pub struct Figure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
-    /// Fewer kills, less unfinished work, or better in memory or throughput and worse in neither.
+    /// Fewer kills, less unfinished work, or better in memory, throughput or p99 latency and worse in none.
     Ahead,
     /// No difference, or each is better at one thing.
     Level,
     /// One of them ended early, or there are too few values to compare.
     Unknown,
-    /// The rival is better in both, but inside the noise.
+    /// The rival is better in memory, throughput or p99 latency and worse in none; or in memory and throughput, but inside the
+    /// noise.
     Behind,
     /// More kills or unfinished work than the rival's, or it both saves more and loses less, beyond the noise.
     Lost,
@@ -51,6 +52,18 @@ pub struct Standing {
     pub memory: Option<(f64, Option<Interval>)>,
     /// The rival's throughput to ours, with its interval.
     pub throughput: Option<(f64, Option<Interval>)>,
+    /// The rival's p99 latency to ours, with its interval; `None` where the work has no latencies.
+    pub p99: Option<(f64, Option<Interval>)>,
+    /// A law that moves balloons, and not an arm without one.
+    pub law: bool,
+}
+
+impl Standing {
+    /// Whether it both holds less and does more than ours, however little and however sure that is.
+    fn dominates(&self) -> bool {
+        let of = |ratio: Ratio| ratio.map_or(1.0, |(value, _)| value);
+        self.place != Place::Ahead && of(self.memory) < 1.0 && of(self.throughput) > 1.0
+    }
 }
 
 /// Throughput to static, worst cell.
@@ -89,11 +102,20 @@ pub fn figures(summary: &Summary, standings: &[Standing]) -> Vec<Figure> {
     let ours = Ours { cells, missing: missing.into_iter().collect(), summary };
     let mut figures = vec![
         ours.kills(),
-        ours.worst("throughput to static, worst cell", |c| c.throughput_ratio, THROUGHPUT, true),
-        ours.worst("p99 latency to static, worst cell", |c| c.p99_ratio, P99, false),
+        ours.worst(
+            "throughput to static, worst cell",
+            |c| c.throughput_ratio,
+            |c| c.worst_phase_throughput.as_ref(),
+            (THROUGHPUT, true),
+        ),
+        ours.worst("p99 latency to static, worst cell", |c| c.p99_ratio, |c| c.worst_phase_p99.as_ref(), (P99, false)),
         ours.to_oracle(),
-        ours.against(standings),
+        ours.against("against each rival law in each cell", standings.iter().filter(|s| s.law)),
     ];
+    // Not asked for, and what a reader wants to know all the same.
+    if standings.iter().any(|s| !s.law) {
+        figures.push(ours.against("against each arm without a law in each cell", standings.iter().filter(|s| !s.law)));
+    }
     figures.extend(ours.foreseen());
     figures.extend(disturbances(summary));
     figures
@@ -110,8 +132,7 @@ pub fn left_out_of(block: &str) -> &str {
 impl Ours<'_> {
     /// What is not known, in words; empty when all is.
     fn but(&self) -> String {
-        let broken = self.cells.iter().filter(|c| !c.errors.is_empty()).map(|c| c.experiment.as_str());
-        let broken: Vec<&str> = broken.collect();
+        let broken = self.broken();
         let mut but = String::new();
         if !broken.is_empty() {
             but.push_str(&format!("; not known to its end: {}", broken.join(", ")));
@@ -122,8 +143,17 @@ impl Ours<'_> {
         but
     }
 
+    /// Ours and what it is compared with came to their end everywhere.
     fn whole(&self) -> bool {
-        self.missing.is_empty() && self.cells.iter().all(|c| c.errors.is_empty())
+        self.missing.is_empty() && self.broken().is_empty()
+    }
+
+    fn broken(&self) -> Vec<&str> {
+        let ended_early = |c: &&&Cell| {
+            let reference = |r: &Cell| r.arm == STATIC && r.experiment == c.experiment && !r.errors.is_empty();
+            !c.errors.is_empty() || self.summary.cells.iter().any(reference)
+        };
+        self.cells.iter().filter(ended_early).map(|c| c.experiment.as_str()).collect()
     }
 
     fn kills(&self) -> Figure {
@@ -145,14 +175,27 @@ impl Ours<'_> {
         reference.is_none_or(|s| of(s).is_some() || s.repetitions == 0 || !s.errors.is_empty())
     }
 
-    fn worst(&self, name: &str, of: fn(&Cell) -> Option<f64>, bound: f64, at_least: bool) -> Figure {
+    fn worst(
+        &self,
+        name: &str,
+        of: fn(&Cell) -> Option<f64>,
+        of_phase: fn(&Cell) -> Option<&WorstPhase>,
+        (bound, at_least): (f64, bool),
+    ) -> Figure {
         let known: Vec<(f64, &&Cell)> = self.cells.iter().filter_map(|c| Some((of(c)?, c))).collect();
         let asked = self.cells.iter().filter(|c| of(c).is_some() || self.should_have(c, of)).count();
         let asked = asked + self.missing.len();
         let all = known.len() == asked && self.whole();
-        let over = format!("over {} of {asked} cells{}", known.len(), self.but());
         let sign = if at_least { 1.0 } else { -1.0 };
-        let worst = known.into_iter().min_by(|a, b| (sign * a.0).total_cmp(&(sign * b.0)));
+        let worst = known.iter().copied().min_by(|a, b| (sign * a.0).total_cmp(&(sign * b.0)));
+        let phases = self.cells.iter().filter_map(|c| Some((c.experiment.as_str(), of_phase(c)?)));
+        let phase = phases.min_by(|a, b| (sign * a.1.ratio).total_cmp(&(sign * b.1.ratio)));
+        // Where all phases are of one kind it is the cell's own figure.
+        let phase = phase.filter(|(_, p)| worst.is_some_and(|(v, _)| sign * p.ratio < sign * v));
+        let phase = phase.map_or(String::new(), |(experiment, p)| {
+            format!("; worst phase {:.2} ({experiment}, {})", p.ratio, p.label)
+        });
+        let over = format!("over {} of {asked} cells{phase}{}", known.len(), self.but());
         let reached = worst.map(|(v, _)| if at_least { v >= bound } else { v <= bound });
         Figure {
             name: name.to_owned(),
@@ -233,7 +276,8 @@ impl Ours<'_> {
         })
     }
 
-    fn against(&self, standings: &[Standing]) -> Figure {
+    fn against<'a>(&self, name: &str, standings: impl Iterator<Item = &'a Standing>) -> Figure {
+        let standings: Vec<&Standing> = standings.collect();
         let lost: Vec<String> = standings
             .iter()
             .filter(|s| s.place == Place::Lost)
@@ -241,16 +285,21 @@ impl Ours<'_> {
             .collect();
         let count = |place| standings.iter().filter(|s| s.place == place).count();
         let unknown = count(Place::Unknown);
-        let places = format!(
-            "ahead {}, level {}, behind inside the noise {}, unknown {unknown}, lost {}",
+        // What is better in both by less than the noise is not shown to be off the frontier, nor to be on it.
+        let unsure = standings.iter().filter(|s| s.place != Place::Lost && s.dominates()).count();
+        let mut places = format!(
+            "ahead {}, level {}, behind {}, unknown {unknown}, lost {}",
             count(Place::Ahead),
             count(Place::Level),
             count(Place::Behind),
             lost.len()
         );
-        let all = !standings.is_empty() && unknown == 0 && self.whole();
+        if unsure > 0 {
+            places.push_str(&format!("; better than ours in both, inside the noise: {unsure}"));
+        }
+        let all = !standings.is_empty() && unknown + unsure == 0 && self.whole();
         Figure {
-            name: "against each rival in each cell".to_owned(),
+            name: name.to_owned(),
             reach: "no more OOM kills, on the frontier".to_owned(),
             value: if lost.is_empty() { places } else { format!("{places}: {}", lost.join("; ")) },
             reached: if lost.is_empty() { all.then_some(true) } else { Some(false) },
@@ -261,24 +310,38 @@ impl Ours<'_> {
 /// What measuring the service level costs what it measures, where a run has the arm that does nothing else.
 fn disturbances(summary: &Summary) -> Vec<Figure> {
     let probed = summary.cells.iter().filter(|c| c.arm == STATIC_PROBED);
-    probed.map(disturbance).collect()
+    let figures: Vec<Figure> = probed.map(disturbance).collect();
+    // Asked for with the others of this suite, whose guests have no network.
+    if figures.is_empty() && summary.run.asked.contains("--suite quick") {
+        return vec![disturbed(
+            "not part of this suite: ballast-lab run tests/experiments/network.toml".to_owned(),
+            None,
+        )];
+    }
+    figures
+}
+
+fn disturbed(value: String, reached: Option<bool>) -> Figure {
+    Figure {
+        name: "iperf3's own disturbance: throughput with probes to without".to_owned(),
+        reach: "at most 2 % less".to_owned(),
+        value,
+        reached,
+    }
 }
 
 fn disturbance(probed: &Cell) -> Figure {
     let interval = probed.ci.get("throughput_ratio").filter(|_| probed.errors.is_empty() && probed.repetitions > 1);
     let bounds = interval.map_or(", its noise is unknown".to_owned(), |i| format!(" [{:.2}, {:.2}]", i.low, i.high));
-    Figure {
-        name: "iperf3's own disturbance: throughput with probes to without".to_owned(),
-        reach: "at most 2 % less".to_owned(),
-        value: probed
-            .throughput_ratio
-            .map_or("nothing to compare".to_owned(), |r| format!("{r:.2}{bounds} in {}", probed.experiment)),
-        reached: match interval {
-            Some(i) if i.low >= PROBED => Some(true),
-            Some(i) if i.high < PROBED => Some(false),
-            _ => None,
-        },
-    }
+    let value = probed
+        .throughput_ratio
+        .map_or("nothing to compare".to_owned(), |r| format!("{r:.2}{bounds} in {}", probed.experiment));
+    let reached = match interval {
+        Some(i) if i.low >= PROBED => Some(true),
+        Some(i) if i.high < PROBED => Some(false),
+        _ => None,
+    };
+    disturbed(value, reached)
 }
 
 /// Where ours stands against every other arm but `static`, experiment by experiment: rival and ours are paired with
@@ -295,8 +358,9 @@ pub fn standings(summary: &Summary, blocks: &[Block]) -> Vec<Standing> {
             let memory = figure(&pairs::resident(blocks, rival, BALLAST), pairs::ratio_of_means);
             let ratios = pairs::paired(blocks, rival, BALLAST, pairs::throughput);
             let throughput = figure(&ratios, stats::median);
-            let noise = pairs::noise(blocks, pairs::throughput);
-            let (place, mut why) = place(ours, theirs, memory, throughput, noise);
+            let p99 = figure(&pairs::paired(blocks, rival, BALLAST, pairs::p99), stats::median);
+            let noise = (pairs::noise(blocks, pairs::throughput), pairs::noise(blocks, pairs::p99));
+            let (place, mut why) = place((ours, theirs), memory, throughput, p99, noise);
             if stats::repetitions(&ratios) == 1 {
                 why.push_str(", in one repetition");
             }
@@ -307,6 +371,8 @@ pub fn standings(summary: &Summary, blocks: &[Block]) -> Vec<Standing> {
                 why,
                 memory,
                 throughput,
+                p99,
+                law: is_law(theirs),
             });
         }
     }
@@ -319,7 +385,13 @@ fn figure<T: Copy>(repetitions: &[Vec<T>], statistic: fn(&[T]) -> Option<f64>) -
     Some((statistic(&repetitions.concat())?, stats::interval(repetitions, statistic)))
 }
 
-fn place(ours: &Cell, theirs: &Cell, memory: Ratio, throughput: Ratio, noise: f64) -> (Place, String) {
+fn place(
+    (ours, theirs): (&Cell, &Cell),
+    memory: Ratio,
+    throughput: Ratio,
+    p99: Ratio,
+    (noise, p99_noise): (f64, f64),
+) -> (Place, String) {
     let (our_loss, their_loss) = (lost(ours), lost(theirs));
     if our_loss > their_loss {
         return (Place::Lost, format!("ours killed or refused {our_loss}, it {their_loss}"));
@@ -347,13 +419,30 @@ fn place(ours: &Cell, theirs: &Cell, memory: Ratio, throughput: Ratio, noise: f6
     };
     // Adding 0 makes a plain 0 of a negative one.
     let percent = |ratio: f64| ((ratio - 1.0) * 100.0).round() + 0.0;
-    let why = format!("it holds {:+.0} % memory, does {:+.0} % work", percent(m), percent(t));
-    let place = match (stats::difference(m, m_interval, 1.0), stats::difference(t, t_interval, noise)) {
-        (Difference::Unknown, _) | (_, Difference::Unknown) => Place::Unknown,
-        (Difference::Less, Difference::More) => Place::Lost,
-        (Difference::More, Difference::Less | Difference::None) | (Difference::None, Difference::Less) => Place::Ahead,
-        _ if m < 1.0 && t > 1.0 => Place::Behind,
+    let mut why = format!("it holds {:+.0} % memory, does {:+.0} % work", percent(m), percent(t));
+    if let Some((p, _)) = p99 {
+        why.push_str(&format!(", p99 {:+.0} %", percent(p)));
+    }
+    let (held, done) = (stats::difference(m, m_interval, 1.0), stats::difference(t, t_interval, noise));
+    if held == Difference::Unknown || done == Difference::Unknown {
+        return (Place::Unknown, why);
+    }
+    // One latency says nothing about its spread; work has several values then, or the place is unknown already.
+    let late = p99.map_or(Difference::None, |(p, interval)| stats::difference(p, interval, p99_noise));
+    let (saves, wastes) = (held == Difference::Less, held == Difference::More);
+    let serves = done == Difference::More || late == Difference::Less;
+    let fails = done == Difference::Less || late == Difference::More;
+    let place = match (saves || serves, wastes || fails) {
+        (true, false) if saves && serves => Place::Lost,
+        (true, false) => Place::Behind,
+        (false, true) => Place::Ahead,
+        (false, false) if m < 1.0 && t > 1.0 => Place::Behind,
         _ => Place::Level,
     };
     (place, why)
+}
+
+/// Does its law move balloons? The others are a size, a device or nothing at all.
+fn is_law(cell: &Cell) -> bool {
+    !["fixed", "deflate-on-oom", "free-page-reporting", "cgroup"].contains(&cell.law.as_str())
 }

@@ -20,6 +20,8 @@ const STALL_MS: f64 = 50.0;
 const COARSE: u64 = 6;
 /// Sizes between the largest that lost and the smallest that did not.
 const FINE: u64 = 4;
+/// Both looks, `static` among each, in units of the first.
+pub const SEARCH: f64 = ((COARSE + 1) + (FINE + 1)) as f64 / (COARSE + 1) as f64;
 
 /// The name of an arm that keeps this many MiB.
 #[must_use]
@@ -88,11 +90,15 @@ fn loss(blocks: &[&Block], mib: u64) -> Option<String> {
     (more > STALL_MS).then(|| format!("{more:.0} ms more stall than static a repetition"))
 }
 
-/// The oracle of one experiment. `None` when no size was tried, even the largest lost, or the search was not ended: the sizes of
-/// the first look are so far apart that ours would look better than it is.
+/// The oracle of one experiment. `None` when no size was tried, even the largest lost, `static` ended early, or the search was not
+/// ended: the sizes of the first look are so far apart that ours would look better than it is.
 #[must_use]
 pub fn find(blocks: &[&Block]) -> Option<Oracle> {
     let oracle_blocks: Vec<&Block> = blocks.iter().copied().filter(|b| b.oracle).collect();
+    // Compared with half of what it did, a size that loses later would have lost nothing.
+    if oracle_blocks.iter().any(|b| pairs::arm(b, STATIC).is_none_or(|a| a.error.is_some())) {
+        return None;
+    }
     let mut size = None;
     let mut lost_at = None;
     let sizes = tried(&oracle_blocks);

@@ -3,6 +3,7 @@
 use crate::lab::results::{ArmRun, Block, PhaseRun, STATIC};
 use crate::lab::stats;
 use crate::lab::watch;
+use crate::lab::work::Latency;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -16,22 +17,27 @@ pub fn throughput(phase: &PhaseRun) -> Option<f64> {
     Some(if done.is_finite() { done.max(0.0) } else { 0.0 })
 }
 
+/// Latencies of a phase that came to its end: of one that did not, what took longest is missing.
+fn latency(phase: &PhaseRun) -> Option<&Latency> {
+    phase.outcome.latency.as_ref().filter(|l| l.count > 0 && !phase.outcome.unfinished)
+}
+
 /// Median latency, milliseconds.
 #[must_use]
 pub fn p50(phase: &PhaseRun) -> Option<f64> {
-    phase.outcome.latency.as_ref().filter(|l| l.count > 0).map(|l| l.p50_ms)
+    latency(phase).map(|l| l.p50_ms)
 }
 
 /// 99 of 100 operations took less, milliseconds.
 #[must_use]
 pub fn p99(phase: &PhaseRun) -> Option<f64> {
-    phase.outcome.latency.as_ref().filter(|l| l.count > 0).map(|l| l.p99_ms)
+    latency(phase).map(|l| l.p99_ms)
 }
 
 /// 999 of 1000 operations took less, milliseconds.
 #[must_use]
 pub fn p999(phase: &PhaseRun) -> Option<f64> {
-    phase.outcome.latency.as_ref().filter(|l| l.count > 0).map(|l| l.p999_ms)
+    latency(phase).map(|l| l.p999_ms)
 }
 
 /// An arm of a block.
@@ -67,6 +73,24 @@ fn ratios(of: &ArmRun, to: &ArmRun, measure: Measure) -> Vec<f64> {
 #[must_use]
 pub fn paired(blocks: &[&Block], of: &str, to: &str, measure: Measure) -> Vec<Vec<f64>> {
     blocks.iter().filter_map(|b| Some(ratios(arm(b, of)?, arm(b, to)?, measure))).collect()
+}
+
+/// The same ratios by the label of their phase, over all repetitions: what hurts in one phase of many is not seen in a median
+/// over all.
+#[must_use]
+pub fn by_label<'a>(blocks: &[&'a Block], of: &str, to: &str, measure: Measure) -> BTreeMap<&'a str, Vec<f64>> {
+    let mut labels = BTreeMap::<&str, Vec<f64>>::new();
+    for block in blocks {
+        let (Some(of), Some(to)) = (arm(block, of), arm(block, to)) else { continue };
+        let reference = places(to, measure);
+        for (place, value) in places(of, measure) {
+            let label = of.phases.iter().find(|p| p.index == place.0).map_or("", |p| p.label.as_str());
+            if let Some(reference) = reference.get(&place).filter(|v| **v > 0.0) {
+                labels.entry(label).or_default().push(value / reference);
+            }
+        }
+    }
+    labels
 }
 
 /// What the host held for all guests of an arm, mean over time, MiB. `None` when it ended early: half a block holds

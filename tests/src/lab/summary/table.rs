@@ -176,6 +176,10 @@ pub fn csv(summary: &Summary) -> Result<Vec<u8>> {
             "busy_share",
             "resident_busy_mib",
             "resident_busy_ratio",
+            "worst_phase_throughput",
+            "worst_phase_throughput_label",
+            "worst_phase_p99",
+            "worst_phase_p99_label",
         ]
         .map(str::to_owned),
     );
@@ -241,5 +245,11 @@ fn line(cell: &Cell, with_interval: &[&str]) -> Vec<String> {
         number(cell.resident_busy_mib),
         number(cell.resident_busy_ratio),
     ]);
+    for worst in [&cell.worst_phase_throughput, &cell.worst_phase_p99] {
+        line.extend([
+            number(worst.as_ref().map(|w| w.ratio)),
+            worst.as_ref().map_or(String::new(), |w| w.label.clone()),
+        ]);
+    }
     line
 }
