@@ -11,8 +11,9 @@ use super::summary;
 use super::warm::Warm;
 use crate::paths;
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -84,14 +85,20 @@ struct Shown<'a> {
     head: String,
 }
 
+/// At the pace so far; indicatif's own estimate follows the last few steps, of which one may take a minute and ten a second.
+fn left(elapsed: Duration, done: u64, all: u64) -> String {
+    match done {
+        0 => "?".to_owned(),
+        done => format!("{}m", (elapsed.as_secs() * all.saturating_sub(done) / done).div_ceil(60)),
+    }
+}
+
 /// A line that stays.
 fn say(bar: &ProgressBar, line: &str) {
     if bar.is_hidden() {
         let percent = 100 * bar.position() / bar.length().unwrap_or(1).max(1);
-        // Before anything is done nobody knows.
-        let left = bar.eta().as_secs().div_ceil(60);
-        let left = if bar.position() > 0 { format!("{left:>3} min left  ") } else { String::new() };
-        eprintln!("{percent:>3} %  {left}{line}");
+        let left = left(bar.elapsed(), bar.position(), bar.length().unwrap_or(0));
+        eprintln!("{percent:>3} %  {left:>4} left  {line}");
     } else {
         bar.println(line);
     }
@@ -131,9 +138,12 @@ impl Order {
         let jobs = jobs(&fitting);
         let total = jobs.iter().map(|job| job.steps()).sum();
         let bar = ProgressBar::new(total);
-        bar.set_style(ProgressStyle::with_template(
-            "{bar:24} {percent:>3} %  {elapsed} gone, about {eta} left  {msg}",
-        )?);
+        bar.set_style(
+            ProgressStyle::with_template("{bar:24} {percent:>3} %  {elapsed} gone, about {left} left  {msg}")?
+                .with_key("left", |state: &ProgressState, text: &mut dyn fmt::Write| {
+                    let _ = text.write_str(&left(state.elapsed(), state.pos(), state.len().unwrap_or(0)));
+                }),
+        );
         bar.enable_steady_tick(Duration::from_millis(500));
         let done = Mutex::new(Done { superseded, broken: too_large, ..Done::default() });
         let left = Mutex::new(VecDeque::from(jobs));
@@ -513,6 +523,13 @@ mod tests {
         assert_eq!(fitting(&all, Some(4_032), 1).0.len(), 2);
         assert_eq!(fitting(&all, Some(4_032), 2).0.len(), 1);
         assert_eq!(fitting(&all, None, 9).0.len(), 2);
+    }
+
+    #[test]
+    fn time_left_is_at_the_pace_so_far() {
+        assert_eq!(left(Duration::from_secs(9), 0, 10), "?");
+        assert_eq!(left(Duration::from_secs(600), 10, 40), "30m");
+        assert_eq!(left(Duration::from_secs(600), 40, 40), "0m");
     }
 
     #[test]

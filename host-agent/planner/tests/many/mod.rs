@@ -72,7 +72,13 @@ impl Many {
         };
         self.guests.insert(VmName::from(name), guest);
         self.describe(name);
-        self.hand(Input::Guest { vm: VmName::from(name), message: GuestMessage::Hello(hello()) });
+        self.hand(Input::Guest { vm: VmName::from(name), message: GuestMessage::Hello(hello(false)) });
+        self.report(name);
+    }
+
+    /// Its balloon reports free pages to the host: it says so when it connects.
+    pub fn reports_free_pages(&mut self, name: &str) {
+        self.hand(Input::Guest { vm: VmName::from(name), message: GuestMessage::Hello(hello(true)) });
         self.report(name);
     }
 
@@ -214,7 +220,7 @@ impl Many {
     }
 }
 
-fn hello() -> Hello {
+fn hello(free_page_reporting: bool) -> Hello {
     Hello {
         oldest: 1,
         newest: 1,
@@ -224,7 +230,7 @@ fn hello() -> Hello {
         now: Micros::ZERO,
         capabilities: Capabilities {
             reclaim: true,
-            balloon: Some(BalloonFeatures { deflate_on_oom: true, free_page_reporting: false }),
+            balloon: Some(BalloonFeatures { deflate_on_oom: true, free_page_reporting }),
             ..Capabilities::default()
         },
     }

@@ -61,6 +61,8 @@ pub struct Guest {
     pub oom_kills: u64,
     pub self_deflations: u64,
     pub verdicts: Vec<(u64, Verdict)>,
+    /// Its balloon reports free pages to the host.
+    pub reporting: bool,
     dice: Dice,
     goal: Bytes,
     /// MiB a second.
@@ -110,6 +112,7 @@ impl Guest {
             oom_kills: 0,
             self_deflations: 0,
             verdicts: Vec::new(),
+            reporting: false,
             goal: anon,
             rate: 0,
             booted: Micros::ZERO,
@@ -184,7 +187,7 @@ impl Guest {
             now: Micros::ZERO,
             capabilities: Capabilities {
                 reclaim: true,
-                balloon: Some(BalloonFeatures { deflate_on_oom: true, free_page_reporting: false }),
+                balloon: Some(BalloonFeatures { deflate_on_oom: true, free_page_reporting: self.reporting }),
                 ..Capabilities::default()
             },
         };

@@ -166,7 +166,13 @@ impl World {
 
     /// A fleet of `count` guests whose seeds do not depend on one another.
     pub fn fleet(seed: u64, count: usize, temper: Temper) -> Self {
-        Self::new((0..count).map(|i| Guest::new(&format!("vm{i}"), seed + 1000 * i as u64, temper, size(i))).collect())
+        let guest = |i: usize| {
+            let mut guest = Guest::new(&format!("vm{i}"), seed + 1000 * i as u64, temper, size(i));
+            // Every third one reports free pages to the host.
+            guest.reporting = i % 3 == 2;
+            guest
+        };
+        Self::new((0..count).map(guest).collect())
     }
 
     /// The same, with forecasts that are followed.
