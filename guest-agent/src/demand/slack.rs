@@ -23,10 +23,9 @@ pub const PERIOD_MOVING: Micros = Micros::millis(2);
 /// a guest with one emulated CPU a tenth of it during a burst; like this it costs a thirtieth.
 pub const PERIOD_FALLING: Micros = Micros::millis(10);
 /// The longest time between two looks at a fall whose rate is known: half of the time that slack would last at the
-/// highest rate is never exceeded, which leaves a whole reaction's worth; a guest that uses nothing is looked at every 250 ms
-/// with the same slack. Each wake-up under emulation costs the guest's own work a refill of the address cache besides: looks every
-/// 10 ms made the lab's burst 12 % slower, looks every 60 ms with 300 MiB to go some 2 %.
-pub const PERIOD_KNOWN: Micros = Micros::millis(150);
+/// highest rate is never exceeded, which leaves a whole reaction's worth. Each wake-up under emulation costs the guest's
+/// own work a refill of the address cache besides: looks every 10 ms made the lab's burst 12 % slower.
+pub const PERIOD_KNOWN: Micros = Micros::millis(60);
 /// Between two looks when slack is small but nothing has moved for [`STILL_AFTER`]: at the highest rate plausible this
 /// loses 4.8 MiB of warning, and costs an eighth of [`PERIOD_MOVING`].
 pub const PERIOD_STILL: Micros = Micros::millis(16);

@@ -351,8 +351,6 @@ pub enum Reason {
     Room,
     /// It needs so much again and again, and there is room now.
     Returning,
-    /// What it does not use is with the host wherever it is counted, and there is room now.
-    Reported,
     /// The operator holds it at this size.
     Held,
     /// The operator wants memory back.
@@ -528,9 +526,6 @@ impl fmt::Display for Reason {
             Self::Rebooted => f.write_str("the VM was reset"),
             Self::Needed(size) => write!(f, "others need {size}"),
             Self::Returning => f.write_str("it needs this again and again, and there is room now"),
-            Self::Reported => {
-                f.write_str("what it does not use is with the host anyway (free page reporting), and there is room now")
-            }
             Self::Room => f.write_str("room was made for what it had asked for"),
             Self::Held => f.write_str("held by an operator"),
             Self::Reclaim => f.write_str("an operator wants memory back"),

@@ -48,8 +48,6 @@ const QUIET_LOOK: Micros = Micros::secs(1);
 const WANT_LASTS: Micros = Micros::secs(5);
 /// What an operator wanted back and nobody could spare by then is forgotten.
 const RECLAIM_LASTS: Micros = Micros::secs(30);
-/// What an operator took back is given to nobody who did not ask for so long: they wanted it for something.
-const RECLAIM_STAYS: Micros = Micros::secs(600);
 /// Demands this close together count as one burst: a taking of 128 MiB lasts 0.7 s, so what comes later can be made.
 const TOGETHER: Micros = Micros::secs(2);
 /// Bursts are forgotten by a sixteenth each minute, as the headroom is.
@@ -97,8 +95,6 @@ pub struct Pool {
     ready: BTreeSet<VmName>,
     /// What an operator wants back, and since when.
     reclaim: Option<Stamped<Bytes>>,
-    /// Until then what an operator took back stays away.
-    reclaimed_until: Micros,
     /// What was asked for within [`TOGETHER`] of its time.
     burst: Option<Stamped<Bytes>>,
     /// The most of that, seen lately.
@@ -222,7 +218,6 @@ impl Planner {
 
     pub(crate) fn reclaim(&mut self, at: Micros, size: Bytes) {
         self.pool.reclaim = Some(Stamped { at, what: size });
-        self.pool.reclaimed_until = at + RECLAIM_STAYS;
         self.pool.look_again();
     }
 

@@ -159,43 +159,6 @@ fn what_vms_need_in_turns_is_at_home_with_each_as_far_as_it_fits() {
 }
 
 #[test]
-fn what_is_reported_stays_at_home_however_seldom_it_is_needed() {
-    // As above, a minute and a half apart, which teaches no returning need; the host has what is free there anyway.
-    let mut many = Many::with(576, &[("day", 448, 448, 100), ("night", 448, 128, 60)]);
-    many.reports_free_pages("day");
-    many.reports_free_pages("night");
-    many.run(Micros::secs(30));
-    let fair = |many: &Many| ["day", "night"].iter().all(|name| (m(269)..=m(270)).contains(&many.target(name)));
-    assert!(fair(&many), "what the one has above its share goes to the one that has less: {}", many.target("night"));
-    many.guest("night").used = m(100);
-    let mut given = Vec::new();
-    for turn in 0..4 {
-        let name = ["day", "night"][turn % 2];
-        many.run(Micros::secs(85));
-        let before = many.target(name);
-        many.ask(name, (m(326) - before).as_mib(), Source::Slack);
-        many.run(Micros::secs(1));
-        given.push(many.target(name) - before);
-        many.guest(name).used = m(250);
-        many.run(Micros::secs(4));
-        many.guest(name).used = m(100);
-    }
-    many.run(Micros::secs(12));
-    assert!(fair(&many), "{} {}", many.target("day"), many.target("night"));
-    // Less what is not worth an order that nobody asked for.
-    assert!(given.iter().all(|size| *size <= m(57 + 16)), "{given:?}");
-    assert!(many.orders().iter().any(|o| o.2 == Reason::Reported));
-
-    // What an operator takes stays away for ten minutes.
-    many.hand(Input::Reclaim { size: m(100) });
-    many.run(Micros::secs(500));
-    let held = many.sum();
-    assert!(held <= 440, "{held}");
-    many.run(Micros::secs(200));
-    assert!(fair(&many), "{} {}", many.target("day"), many.target("night"));
-}
-
-#[test]
 fn a_reservation_makes_room_before_its_vm_starts() {
     let mut host = Many::with(800, &[("a", 512, 400, 60), ("b", 512, 400, 60)]);
     let until = host.now + Micros::secs(60);

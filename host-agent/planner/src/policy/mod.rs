@@ -20,7 +20,6 @@ pub use headroom::HeadroomSettings;
 pub use mom::MomSettings;
 pub use proxmox::ProxmoxSettings;
 pub use reactive::Reactive;
-pub(crate) use reactive::reports;
 pub use statistics::StatisticsLaw;
 pub use threshold::ThresholdSettings;
 

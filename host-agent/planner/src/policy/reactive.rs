@@ -348,7 +348,7 @@ impl Policy for Reactive {
 }
 
 /// Whether what is free is left to the guest, because it reports it to the host.
-pub(crate) fn reports(vm: &Vm) -> bool {
+fn reports(vm: &Vm) -> bool {
     let Agent::Alive { hello, .. } = &vm.agent else { return false };
     hello.capabilities.balloon.is_some_and(|b| b.free_page_reporting) && !vm.settings.take_reported
 }

@@ -7,7 +7,7 @@ use super::{LAST, LEAST_BURST, WORTH, WORTH_SENDING};
 use crate::arbiter::{self, Claimant};
 use crate::event::{Reason, VmName};
 use crate::fleet::{Agent, Leftover, Order, Stamped, Vm};
-use crate::policy::{Policy, Proposal, reports};
+use crate::policy::{Policy, Proposal};
 use crate::{Planner, guard};
 use ballast_protocol::{Bytes, Micros};
 use serde::{Deserialize, Serialize};
@@ -140,13 +140,11 @@ impl Planner {
         }
     }
 
-    /// What VMs keep in between whose needs return, or who report to the host what they do not use, as far as all of these fit
-    /// into the limit: memory that each finds at home serves a burst sooner than any room beside it, and what is reported costs
-    /// the host nothing there. Without such VMs, empty.
+    /// What VMs whose needs return keep in between, as far as all of these fit into the limit: memory that each finds
+    /// at home serves a burst sooner than any room beside it. Without such VMs, empty.
     fn homes(&self, at: Micros, limit: Bytes, claimants: &[Claimant]) -> BTreeMap<VmName, Bytes> {
-        let level = |vm: &Vm| if reports(vm) { Some(vm.max()) } else { Some(vm.returning(at)?.0.min(vm.max())) };
         let levels: BTreeMap<&VmName, Bytes> =
-            self.vms.iter().filter_map(|(name, vm)| Some((name, level(vm)?))).collect();
+            self.vms.iter().filter_map(|(name, vm)| Some((name, vm.returning(at)?.0.min(vm.max())))).collect();
         if levels.is_empty() {
             return BTreeMap::new();
         }
@@ -159,19 +157,17 @@ impl Planner {
         wishes.into_iter().zip(shares).filter_map(home).collect()
     }
 
-    /// With nothing scarce, what returns to a VM again and again, or is with the host anyway, is given back before it asks.
+    /// With nothing scarce, what returns to a VM again and again is given back to it before it asks.
     pub(super) fn send_home(&mut self, at: Micros, limit: Bytes) {
         let claimants = self.claimants(at);
         for (name, home) in self.homes(at, limit, &claimants) {
             let Some(vm) = self.vms.get(&name) else { continue };
-            let reason = if reports(vm) { Reason::Reported } else { Reason::Returning };
-            let stays_away = reason == Reason::Reported && at < self.pool.reclaimed_until;
-            let ready = vm.order.is_none() && matches!(vm.agent, Agent::Alive { .. }) && !stays_away;
+            let ready = vm.order.is_none() && matches!(vm.agent, Agent::Alive { .. });
             let room = self.room(at).unwrap_or_default() - limit.share(LEAST_BURST.0, LEAST_BURST.1);
             let size = (home - vm.charge()).min(room);
             if ready && vm.held(at).is_none() && size >= WORTH_SENDING {
                 let target = vm.charge() + size.round_down(Bytes::mib(1));
-                self.give(at, &name, target, reason);
+                self.give(at, &name, target, Reason::Returning);
             }
         }
     }

@@ -72,13 +72,7 @@ impl Many {
         };
         self.guests.insert(VmName::from(name), guest);
         self.describe(name);
-        self.hand(Input::Guest { vm: VmName::from(name), message: GuestMessage::Hello(hello(false)) });
-        self.report(name);
-    }
-
-    /// Its balloon reports free pages to the host: it says so when it connects.
-    pub fn reports_free_pages(&mut self, name: &str) {
-        self.hand(Input::Guest { vm: VmName::from(name), message: GuestMessage::Hello(hello(true)) });
+        self.hand(Input::Guest { vm: VmName::from(name), message: GuestMessage::Hello(hello()) });
         self.report(name);
     }
 
@@ -220,7 +214,7 @@ impl Many {
     }
 }
 
-fn hello(free_page_reporting: bool) -> Hello {
+fn hello() -> Hello {
     Hello {
         oldest: 1,
         newest: 1,
@@ -230,7 +224,7 @@ fn hello(free_page_reporting: bool) -> Hello {
         now: Micros::ZERO,
         capabilities: Capabilities {
             reclaim: true,
-            balloon: Some(BalloonFeatures { deflate_on_oom: true, free_page_reporting }),
+            balloon: Some(BalloonFeatures { deflate_on_oom: true, free_page_reporting: false }),
             ..Capabilities::default()
         },
     }
