@@ -235,6 +235,20 @@ fn a_refusal_is_respected_for_a_second() {
 }
 
 #[test]
+fn a_first_burst_far_faster_than_any_seen_is_asked_for_while_a_tenth_of_a_second_is_left() {
+    // KVM touches a GiB/s and more a core; an agent that has just started reckons with 300 MiB/s. An idle guest is looked at four
+    // times a second, and the burst begins just before such a look: the quarter of a second before it says nothing of its rate.
+    let rate = 1536.0;
+    for begins in [0.97, 0.98, 0.99, 0.995] {
+        let mut guest = Guest::with_slack(400.0);
+        let outcome = run(&mut guest, begins + 0.5, spike(begins, rate, 390.0));
+        let (raised, need) = *outcome.needs.first().expect("it is asked for");
+        let left = 400.0 - (raised - begins) * rate;
+        assert!(left >= rate / 10.0, "from {begins} s: {left:.0} MiB are left, {} asked", need.size);
+    }
+}
+
+#[test]
 fn a_demand_on_its_way_is_not_repeated_while_slack_holds() {
     let mut guest = Guest::with_slack(50.0);
     let outcome = run(&mut guest, 0.25, spike(0.02, 150.0, 30.0));

@@ -119,9 +119,14 @@ struct Outstanding {
 /// A continuous rise of use.
 #[derive(Clone, Copy, Debug)]
 struct Fall {
+    /// The last look before it.
     began: Micros,
-    /// Use when it began.
+    /// Use then.
     from: i64,
+    /// The first look that saw it: a quarter of a second later where nothing had moved, and it may be a moment old.
+    noticed: Micros,
+    /// Use then.
+    then: i64,
     /// Use and time of the highest sample.
     top: i64,
     top_at: Micros,
@@ -312,7 +317,7 @@ impl SlackWatch {
             return Micros::millis(20);
         }
         let until_trip = self.until_trip();
-        if self.outstanding.is_some() || self.fall.is_some_and(|f| now - f.began < TEACHES.1) {
+        if self.outstanding.is_some() || self.fall.is_some_and(|f| now - f.noticed < TEACHES.1) {
             // No more than what the rate is measured from.
             return Micros(until_trip.0 / 8).clamp(PERIOD_MOVING, PERIOD_FALLING);
         }
@@ -342,7 +347,15 @@ impl SlackWatch {
                 }
             }
             None if used > before.1 => {
-                self.fall = Some(Fall { began: before.0, from: before.1, top: used, top_at: at, sign: None });
+                self.fall = Some(Fall {
+                    began: before.0,
+                    from: before.1,
+                    noticed: at,
+                    then: used,
+                    top: used,
+                    top_at: at,
+                    sign: None,
+                });
             }
             None => {}
         }
@@ -360,14 +373,15 @@ impl SlackWatch {
             &samples[in_window]
         };
         let recent = per_second(used - oldest.1, at - oldest.0);
-        let mean = if at - fall.began >= RATE_SPAN_MIN {
-            per_second(fall.top - fall.from, at - fall.began)
-        } else {
-            Bytes::ZERO
+        let mean_since = |when: Micros, used: i64| {
+            if at - when >= RATE_SPAN_MIN { per_second(fall.top - used, at - when) } else { Bytes::ZERO }
         };
-        if fall.top - fall.from >= signed(TEACHES.0) && at - fall.began >= TEACHES.1 {
+        // Since it was noticed: before that it may have stood still.
+        let since_noticed = mean_since(fall.noticed, fall.then);
+        let mean = mean_since(fall.began, fall.from).max(since_noticed);
+        if fall.top - fall.then >= signed(TEACHES.0) && at - fall.noticed >= TEACHES.1 {
             // A quarter more: the next one may be faster than the mean of this.
-            self.highest_rate = self.highest_rate.max(mean.share(5, 4)).min(RATE_CEILING);
+            self.highest_rate = self.highest_rate.max(since_noticed.share(5, 4)).min(RATE_CEILING);
         }
         recent.max(mean).min(self.highest_rate)
     }

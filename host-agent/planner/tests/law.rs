@@ -137,7 +137,7 @@ fn cold_cache_is_dropped_and_left_alone_for_twice_as_long_after_refaults() {
     let asked = reclaims(&one.idle(4));
     assert_eq!(asked.len(), 1, "one at a time");
     assert_eq!(asked[0].1, Bytes::mib(32));
-    for (id, block) in [(asked[0].0, 60), (asked[0].0 + 1, 120)] {
+    for (id, block) in [(asked[0].0, 180), (asked[0].0 + 1, 360)] {
         one.report.counters.refault_file = one.report.counters.refault_file.map(|n| n + 1000);
         one.says(GuestMessage::Reclaimed(Reclaimed { id, size: Bytes::mib(4), exhausted: false }));
         one.report();
@@ -325,7 +325,7 @@ fn cache_that_is_read_again_within_a_minute_was_not_cold() {
     one.report.counters.refault_file = one.report.counters.refault_file.map(|n| n + 8_192);
     one.report.file += size;
     one.report();
-    assert_eq!(reclaims(&one.idle(58)), [], "left alone for a minute");
+    assert_eq!(reclaims(&one.idle(178)), [], "left alone for three minutes");
     assert_ne!(reclaims(&one.idle(8)), [], "and tried again");
 }
 

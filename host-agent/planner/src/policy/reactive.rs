@@ -46,9 +46,9 @@ const REFAULTS: u64 = 256;
 /// Page cache that is read again within this time of being dropped was not cold. It shows only when its program runs
 /// again, long after the dropping itself was seen to hurt nobody.
 const WARM: Micros = Micros::secs(60);
-/// The first block after that; doubled each time, up to [`LONGEST_BLOCK`]: it was needed within a minute, so that less
-/// than a minute's rest would drop it in each of its idle times again.
-const WARM_BLOCK: Micros = Micros::secs(60);
+/// The first block after that; doubled each time, up to [`LONGEST_BLOCK`]. It was needed within a minute: three periods of that. With
+/// one, the lab's cache, read anew every 45 to 90 s, was dropped in every second idle time and read from the disk again.
+const WARM_BLOCK: Micros = Micros::secs(180);
 /// Growth and loop time are forgotten by a sixteenth each minute: half after eleven.
 const FORGET_EVERY: Micros = Micros::secs(60);
 /// After so many of them nothing is left of 4 GiB/s but rounding.
