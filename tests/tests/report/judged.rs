@@ -352,6 +352,10 @@ fn agents_are_charged_for_all_the_time_they_had() {
     let summary = summary::of(world::run(), &blocks);
     near(cell(&summary, "one", "ballast").host_agent_cpu, 0.008);
     near(cell(&summary, "one", "ballast").guest_agent_cpu, 0.004);
+    // What it took while it found its size counts with the time that took.
+    blocks[0].arms[2].guests[0].totals.inflated_mib = 300.0;
+    let page = report::page(&summary::of(world::run(), &blocks), &blocks).unwrap();
+    assert!(page.contains("<td>144</td>"), "300 MiB in 125 s");
 }
 
 #[test]
