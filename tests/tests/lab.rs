@@ -273,7 +273,7 @@ times = 3
 "#;
 
 #[test]
-fn a_search_gives_up_what_is_lost_finds_what_is_not_and_is_resumed() {
+fn a_search_gives_up_what_is_lost_and_is_resumed() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("searched.toml");
     fs::write(&file, SEARCHED).unwrap();
@@ -301,6 +301,7 @@ fn a_search_gives_up_what_is_lost_finds_what_is_not_and_is_resumed() {
     // 100 MiB do not fit beside a kernel that needs 96 of 112.
     assert!(searched[0].arms[1].phases.len() < 3, "{:?}", searched[0].arms[1].phases);
     let found = summary::summarise(folder.path()).unwrap();
+    // None where a busy machine made even the largest lose; that one is found at all is for `report`, on blocks made by hand.
     if let Some(oracle) = found.oracles.get("searched") {
         assert!(oracle.size_mib > 153 && oracle.lost_at.is_some(), "{oracle:?}");
     }
