@@ -15,6 +15,7 @@ mod raw;
 
 pub use law::Laws;
 pub use overrides::Overrides;
+pub use probing::SHORTEST_PERIOD;
 pub(crate) use raw::distance as edit_distance;
 
 use crate::prober;

@@ -7,8 +7,8 @@ use ballast_protocol::{Bytes, Micros};
 use std::net::{IpAddr, SocketAddr};
 use toml::Spanned;
 
-/// iperf3 itself takes some 20 ms to start and connect; more often would be nothing but probes.
-const SHORTEST_PERIOD: Micros = Micros::secs(1);
+/// The least time between a VM's probes. iperf3 itself takes some 20 ms to start and connect; more often would be nothing but probes.
+pub const SHORTEST_PERIOD: Micros = Micros::secs(1);
 const LENGTHS: (Micros, Micros) = (Micros::millis(50), Micros::secs(10));
 /// A connection's buffers alone hold hundreds of KiB.
 const LEAST_TRAFFIC: Bytes = Bytes::mib(16);

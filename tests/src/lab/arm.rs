@@ -5,9 +5,13 @@
 //! do in the field; `ballast` has its agent. Free page reporting can be added to any arm (`reporting = true`): it makes
 //! `ballast` hold less while idle, and its bursts fault in more.
 
-use ballast_protocol::Bytes;
+use ballast_host::config::SHORTEST_PERIOD;
+use ballast_protocol::{Bytes, Micros};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IntoDeserializer};
+
+/// A phase lasts 5 to 10 s: one or two fall into each.
+const PROBED_EVERY: Micros = Micros::secs(10);
 
 /// What is done with the balloons of an arm.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +45,8 @@ pub struct Arm {
     pub law: Law,
     /// The guest reports free pages.
     pub reporting: bool,
-    /// iperf3 measures the guests' service level.
-    pub probes: bool,
+    /// iperf3 measures the guests' service level, so often.
+    pub probes: Option<Micros>,
     /// The guest agent may hold back what outruns it.
     pub absorber: bool,
     /// For `[law.<name>]` of the daemon's file, or for `[defaults]` when the law is `ballast`.
@@ -58,7 +62,7 @@ struct Raw {
     #[serde(default)]
     reporting: Option<bool>,
     #[serde(default)]
-    probes: bool,
+    probes: Option<toml::Value>,
     #[serde(default)]
     absorber: bool,
     #[serde(default)]
@@ -69,7 +73,7 @@ impl<'de> Deserialize<'de> for Arm {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let raw = match toml::Value::deserialize(d)? {
             toml::Value::String(name) => {
-                Raw { name, law: None, reporting: None, probes: false, absorber: false, settings: toml::Table::new() }
+                Raw { name, law: None, reporting: None, probes: None, absorber: false, settings: toml::Table::new() }
             }
             table @ toml::Value::Table(_) => Raw::deserialize(table.into_deserializer())
                 .map_err(|e: toml::de::Error| D::Error::custom(e.message()))?,
@@ -93,8 +97,24 @@ impl<'de> Deserialize<'de> for Arm {
             }
         };
         let reporting = raw.reporting.unwrap_or(law == Law::FreePageReporting);
-        let Raw { name, probes, absorber, settings, .. } = raw;
+        let probes = period(raw.probes.as_ref()).map_err(D::Error::custom)?;
+        let Raw { name, absorber, settings, .. } = raw;
         Ok(Self { name, law, reporting, probes, absorber, settings })
+    }
+}
+
+/// `true`, or a time.
+fn period(said: Option<&toml::Value>) -> Result<Option<Micros>, String> {
+    let wrong = |said: &toml::Value| {
+        format!("probes = {said}: write true, for one every {PROBED_EVERY}, or a time, for example \"1s\"")
+    };
+    match said {
+        None | Some(toml::Value::Boolean(false)) => Ok(None),
+        Some(toml::Value::Boolean(true)) => Ok(Some(PROBED_EVERY)),
+        Some(said @ toml::Value::String(text)) => {
+            humantime::parse_duration(text).map(|period| Some(Micros::from_duration(period))).map_err(|_| wrong(said))
+        }
+        Some(said) => Err(wrong(said)),
     }
 }
 
@@ -112,13 +132,13 @@ impl Arm {
     }
 
     fn plain(name: String, law: Law) -> Self {
-        Self { name, law, reporting: false, probes: false, absorber: false, settings: toml::Table::new() }
+        Self { name, law, reporting: false, probes: None, absorber: false, settings: toml::Table::new() }
     }
 
     /// Whether a daemon of its own runs it.
     #[must_use]
     pub fn has_daemon(&self) -> bool {
-        matches!(self.law, Law::Host(_) | Law::Sweep) || self.probes
+        matches!(self.law, Law::Host(_) | Law::Sweep) || self.probes.is_some()
     }
 
     /// Whether the guest agent is part of it.
@@ -138,6 +158,9 @@ impl Arm {
         }
         if self.absorber && !self.has_agent() {
             return Err(format!("arm `{}`: only `ballast` and `sweep` have an agent that could absorb", self.name));
+        }
+        if let Some(period) = self.probes.filter(|period| *period < SHORTEST_PERIOD) {
+            return Err(format!("arm `{}`: probes every {period} are too many; at least {SHORTEST_PERIOD}", self.name));
         }
         if !self.settings.is_empty() && !matches!(self.law, Law::Host(_)) {
             return Err(format!("arm `{}`: its law has no settings", self.name));

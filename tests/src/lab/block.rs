@@ -19,7 +19,7 @@ use super::{journal, restrict, summary};
 use crate::wire::{Counters, Job};
 use crate::{Balloon, Guest, HostAgent, Machine, Network};
 use anyhow::{Context, Result, anyhow, bail};
-use ballast_protocol::Bytes;
+use ballast_protocol::{Bytes, Micros};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -118,7 +118,8 @@ pub fn run(
     let mut random = ChaCha8Rng::seed_from_u64(seed);
 
     // The probes of a sweep come from this machine; all others from beside a client.
-    let networked = experiment.client.is_some() || experiment.arms.iter().any(|a| a.probes && a.law == Law::Sweep);
+    let networked =
+        experiment.client.is_some() || experiment.arms.iter().any(|a| a.probes.is_some() && a.law == Law::Sweep);
     let network = networked.then(Network::new).transpose()?;
     told.doing("cloning the guests");
     let client = experiment.client.as_ref().map(|spec| client(spec, network.as_ref(), experiment)).transpose()?;
@@ -439,14 +440,15 @@ impl<'a> Live<'a> {
             let machines: Vec<&Machine> = self.guests.iter().map(|g| &g.machine).collect();
             let mut config =
                 config(self.arm, alone, &experiment.guests, experiment.budget, HostAgent::config(&machines));
-            if self.arm.probes {
+            if let Some(period) = self.arm.probes {
                 for machine in &machines {
                     machine.guest.iperf3_server(IPERF3)?;
                 }
-                probe(&mut config, self.network.as_deref().context("probes need a network: add a [client] guest")?);
+                let addresses = self.network.as_deref().context("probes need a network: add a [client] guest")?;
+                probe(&mut config, period, addresses);
             }
             let began = zero.elapsed().as_secs_f64();
-            let agent = match network.filter(|_| self.arm.probes) {
+            let agent = match network.filter(|_| self.arm.probes.is_some()) {
                 Some(network) => HostAgent::start_in(config, network),
                 None => HostAgent::start(config),
             };
@@ -500,7 +502,7 @@ impl<'a> Live<'a> {
         run.over_budget_mib_s = experiment.budget.map(|budget| over(&run.guests, budget.mib_f64(), from));
         if let Some(Daemon { mut agent, began, clock }) = self.daemon.take() {
             run.clock_s = clock;
-            let unmeasured = self.arm.probes.then(|| unmeasured(&agent)).flatten();
+            let unmeasured = self.arm.probes.and_then(|_| unmeasured(&agent));
             run.host_agent_cpu_s = agent.pid().and_then(cpu_seconds).unwrap_or(0.0);
             let file = format!("{}-{repetition}-{}.jsonl", experiment.name, self.arm.name);
             let read = || -> Result<()> {
@@ -513,7 +515,7 @@ impl<'a> Live<'a> {
             if let Err(e) = read() {
                 self.error.get_or_insert(format!("ballast-host: {e:#}"));
             }
-            if self.arm.probes && run.probes.iter().all(|p| p.mbit_s <= 0.0) {
+            if self.arm.probes.is_some() && run.probes.iter().all(|p| p.mbit_s <= 0.0) {
                 let why = unmeasured.unwrap_or_else(|| "the arm was too short for one".to_owned());
                 self.error.get_or_insert(format!("no probe measured the service level: {why}"));
             }
@@ -575,8 +577,10 @@ pub(super) fn config(
 }
 
 /// Probes of each guest, far more often than an operator would have them: a block lasts minutes.
-fn probe(config: &mut toml::Table, addresses: &[Ipv4Addr]) {
-    let settings = [("period", "10s"), ("length", "200ms"), ("time-per-hour", "10m"), ("traffic-per-hour", "1TiB")];
+fn probe(config: &mut toml::Table, period: Micros, addresses: &[Ipv4Addr]) {
+    let period = format!("{}us", period.0);
+    let settings =
+        [("period", period.as_str()), ("length", "200ms"), ("time-per-hour", "30m"), ("traffic-per-hour", "1TiB")];
     let settings = settings.map(|(key, value)| (key.to_owned(), value.into()));
     config.insert("prober".into(), toml::Table::from_iter(settings).into());
     for (vm, address) in config.get_mut("vm").and_then(|v| v.as_array_mut()).into_iter().flatten().zip(addresses) {

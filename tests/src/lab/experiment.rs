@@ -402,11 +402,12 @@ fn check_daemons(
     budget: Option<Bytes>,
 ) -> Result<(), ExperimentError> {
     let arms = file.arms.get_ref();
-    let networked = file.client.is_some() || arms.iter().any(|a| a.get_ref().probes && a.get_ref().law == Law::Sweep);
+    let networked =
+        file.client.is_some() || arms.iter().any(|a| a.get_ref().probes.is_some() && a.get_ref().law == Law::Sweep);
     for arm in arms.iter().filter(|a| a.get_ref().has_daemon()) {
         let at = arm.span().start;
         let arm = arm.get_ref();
-        if arm.probes && !networked {
+        if arm.probes.is_some() && !networked {
             return Err(place.wrong(at, format!("arm `{}`: probes need a network: add a [client] guest", arm.name)));
         }
         // The daemon's own reader knows best what it takes.
@@ -507,6 +508,20 @@ times = 2
             ("headroom = \"32MiB\"", "headroom = \"some\"", 2, "some"),
             ("headroom = \"32MiB\"", "headrom = \"32MiB\"", 2, "headrom"),
             ("\"mom\"", "{ name = \"mom\", probes = true }", 2, "[client]"),
+            ("\"mom\"", "{ name = \"mom\", probes = \"1s\" }", 2, "[client]"),
+            (
+                "\"mom\"",
+                "{ name = \"mom\", probes = \"20ms\" }",
+                2,
+                "probes every 20.0 ms are too many; at least 1.0 s",
+            ),
+            (
+                "\"mom\"",
+                "{ name = \"mom\", probes = \"often\" }",
+                2,
+                "probes = \"often\": write true, for one every 10.0 s",
+            ),
+            ("\"mom\"", "{ name = \"mom\", probes = 1 }", 2, "probes = 1: write true"),
             ("do = \"rest\", secs = 1", "do = \"nginx\", secs = 1, files = 0", 8, "1 to 2048"),
             ("do = \"rest\", secs = 1", "do = \"nginx\", secs = 1, files = 2049", 8, "1 to 2048"),
             ("do = \"rest\", secs = 1", "do = \"redis-fill\", mib = 1, bytes = 0", 8, "a value of 0 bytes"),

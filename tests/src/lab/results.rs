@@ -346,6 +346,9 @@ pub struct Cell {
     pub resident_busy_ratio: Option<f64>,
     /// Sum over repetitions and guests.
     pub totals: Totals,
+    /// iperf3's probes while its measured phases ran, in a second of these; `None`: none.
+    #[serde(default)]
+    pub probes_per_s: Option<f64>,
     /// CPU time of the host agent, share of one core.
     pub host_agent_cpu: Option<f64>,
     /// CPU time of the guest agents, share of one emulated core each.

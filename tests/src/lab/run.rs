@@ -290,6 +290,19 @@ impl Order {
         Ok(())
     }
 
+    /// How long a block of this experiment probably takes, seconds, or a search for its oracle.
+    fn expected_s(&self, experiment: &Experiment, search: bool, longest_s: f64) -> f64 {
+        // A search has other numbers of arms than the experiment, and half of it finds nothing. Its first look may have given up
+        // early, so that it says little about its second.
+        let rounds = if search { summary::SEARCH } else { 1.0 };
+        let like = (1..=experiment.repetitions)
+            .filter_map(|n| results::read_json::<Block>(&self.path(experiment, n, false)).ok())
+            .map(|b| rounds * b.took_s * experiment.arms.len() as f64 / b.arms.len().max(1) as f64);
+        let planned = experiment.lasting.map_or(0.0, |lasting| (lasting + experiment.settle).as_secs_f64());
+        // One that was never run takes as long as the longest so far.
+        like.max_by(f64::total_cmp).unwrap_or_else(|| planned.max(longest_s))
+    }
+
     fn block(
         &self,
         experiment: &Experiment,
@@ -313,15 +326,7 @@ impl Order {
             bar.inc(block::steps(experiment));
             return Ok(Some(block));
         }
-        // A search has other numbers of arms than the experiment, and half of it finds nothing. Its first look may have given up
-        // early, so that it says little about its second.
-        let rounds = if oracle && repetition == 1 { summary::SEARCH } else { 1.0 };
-        let like = (1..=experiment.repetitions)
-            .filter_map(|n| results::read_json::<Block>(&self.path(experiment, n, false)).ok())
-            .map(|b| rounds * b.took_s * experiment.arms.len() as f64 / b.arms.len().max(1) as f64);
-        let planned = experiment.lasting.map_or(0.0, |lasting| (lasting + experiment.settle).as_secs_f64());
-        // One that was never run takes as long as the longest so far.
-        let expected = like.max_by(f64::total_cmp).unwrap_or_else(|| planned.max(done().longest_s));
+        let expected = self.expected_s(experiment, oracle && repetition == 1, done().longest_s);
         if let Some(within) = self.within
             && begun.elapsed().as_secs_f64() + expected > within.as_secs_f64()
         {
@@ -532,41 +537,71 @@ mod tests {
         assert_eq!(left(Duration::from_secs(600), 40, 40), "0m");
     }
 
-    #[test]
-    fn the_cheapest_search_comes_first_and_none_before_the_first_repetition_is_over() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("blocks")).unwrap();
-        let experiment = |name: &str, took_s: f64| {
-            let path = folder.path().join(format!("{name}.toml"));
-            let text = "title = 't'\nrepetitions = 2\narms = ['static']\n[[guest]]\nname = 'a'\nmemory = '512MiB'\n\
-                        [[phase]]\nwork = { do = 'rest', secs = 1 }\n";
-            fs::write(&path, text).unwrap();
-            let block = Block {
-                experiment: name.to_owned(),
-                fingerprint: String::new(),
-                repetition: 1,
-                oracle: false,
-                seed: 1,
-                started_unix: 1,
-                took_s,
-                load: 0.0,
-                arms: Vec::new(),
-            };
-            results::write_json(&folder.path().join(format!("blocks/{name}-1.json")), &block).unwrap();
-            Experiment::read(&path).unwrap()
+    /// An experiment of two arms and two repetitions.
+    fn experiment(folder: &Path, name: &str) -> Experiment {
+        let path = folder.join(format!("{name}.toml"));
+        let text = "title = 't'\nrepetitions = 2\narms = ['static', 'mom']\n[[guest]]\nname = 'a'\nmemory = '512MiB'\n\
+                    [[phase]]\nwork = { do = 'rest', secs = 1 }\n";
+        fs::write(&path, text).unwrap();
+        Experiment::read(&path).unwrap()
+    }
+
+    /// One of its blocks.
+    fn ran(folder: &Path, name: &str, repetition: u32, took_s: f64, arms: usize) {
+        let block = Block {
+            experiment: name.to_owned(),
+            fingerprint: String::new(),
+            repetition,
+            oracle: false,
+            seed: 1,
+            started_unix: 1,
+            took_s,
+            load: 0.0,
+            arms: vec![results::ArmRun::default(); arms],
         };
-        let experiments = vec![experiment("long", 300.0), experiment("short", 90.0), experiment("middling", 200.0)];
-        // What could not be run has no block.
-        fs::remove_file(folder.path().join("blocks/long-1.json")).unwrap();
-        let order = Order {
+        fs::create_dir_all(folder.join("blocks")).unwrap();
+        results::write_json(&folder.join(format!("blocks/{name}-{repetition}.json")), &block).unwrap();
+    }
+
+    fn order(folder: &Path, experiments: Vec<Experiment>) -> Order {
+        Order {
             experiments,
             wrong: Vec::new(),
-            folder: folder.path().to_owned(),
+            folder: folder.to_owned(),
             asked: String::new(),
             within: None,
             fresh: false,
             parallel: 1,
-        };
+        }
+    }
+
+    #[test]
+    fn a_block_probably_takes_what_its_like_took_and_else_what_the_longest_did() {
+        let folder = tempfile::tempdir().unwrap();
+        let one = experiment(folder.path(), "one");
+        let order = order(folder.path(), Vec::new());
+        let expected = |search| order.expected_s(&one, search, 70.0);
+        assert_eq!((expected(false), expected(true)), (70.0, 70.0));
+        ran(folder.path(), "one", 1, 100.0, 2);
+        assert_eq!((expected(false), expected(true)), (100.0, 100.0 * summary::SEARCH));
+        // The longer of two counts, by its arms.
+        ran(folder.path(), "one", 2, 240.0, 4);
+        assert_eq!(expected(false), 120.0);
+        // A search tries sizes beside `static`: as many arms as it has now.
+        let search = one.at_sizes(&[200, 300, 400]);
+        assert_eq!(order.expected_s(&search, false, 0.0), 60.0 * search.arms.len() as f64);
+    }
+
+    #[test]
+    fn the_cheapest_search_comes_first_and_none_before_the_first_repetition_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let experiments = [("long", 300.0), ("short", 90.0), ("middling", 200.0)].map(|(name, took_s)| {
+            ran(folder.path(), name, 1, took_s, 0);
+            experiment(folder.path(), name)
+        });
+        // What could not be run has no block.
+        fs::remove_file(folder.path().join("blocks/long-1.json")).unwrap();
+        let order = order(folder.path(), experiments.into());
         let mut left = VecDeque::from(jobs(&order.experiments.iter().collect::<Vec<_>>()));
         let told = std::iter::from_fn(|| order.next(&mut left)).map(|job| match job {
             Job::Block(e, n) => format!("{} {n}", e.name),

@@ -17,7 +17,9 @@ pub use figures::{Figure, Place, Standing, figures, left_out_of, standings};
 pub(super) use oracle::{SEARCH, surely_lost};
 pub use table::{csv, oracle_in_words, table, turns};
 
-use super::results::{self, ArmRun, BALLAST, Block, Cell, Interval, Oracle, Run, STATIC, Summary, Totals, WorstPhase};
+use super::results::{
+    self, ArmRun, BALLAST, Block, Cell, Interval, Oracle, ProbeSeen, Run, STATIC, Summary, Totals, WorstPhase,
+};
 use super::stats::{self, Difference};
 use anyhow::{Context, Result};
 use pairs::Measure;
@@ -189,6 +191,7 @@ fn cell(experiment: &Experiment<'_>, arm: &str, law: String, oracle: Option<&Ora
         resident_busy_mib,
         resident_busy_ratio,
         totals,
+        probes_per_s: probes_per_s(&runs),
         host_agent_cpu: share(runs.iter().map(|(_, run)| (run.host_agent_cpu_s, agents_s(run)))),
         guest_agent_cpu: share(runs.iter().flat_map(|(_, run)| {
             let lasted = agents_s(run);
@@ -205,6 +208,19 @@ fn cell(experiment: &Experiment<'_>, arm: &str, law: String, oracle: Option<&Ora
             .filter_map(|(block, run)| Some(format!("repetition {}: {}", block.repetition, run.error.as_ref()?)))
             .collect(),
     }
+}
+
+/// Those that came while the phases were measured that throughput is of.
+fn probes_per_s(runs: &[(&Block, &ArmRun)]) -> Option<f64> {
+    let (mut probes, mut seconds) = (0, 0.0);
+    for (_, run) in runs {
+        for phase in run.phases.iter().filter(|p| p.measured) {
+            let came = |p: &&ProbeSeen| phase.began_s <= p.t && p.t <= phase.began_s + phase.took_s;
+            probes += run.probes.iter().filter(|p| p.guest == phase.guest).filter(came).count();
+            seconds += phase.took_s;
+        }
+    }
+    (probes > 0 && seconds > 0.0).then(|| probes as f64 / seconds)
 }
 
 /// Intervals and verdicts of a cell, by the name of the field.

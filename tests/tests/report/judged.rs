@@ -360,20 +360,32 @@ fn agents_are_charged_for_all_the_time_they_had() {
 
 #[test]
 fn what_iperf3_itself_costs_is_a_figure() {
-    let probes = |throughput: f64, repetitions: u32| {
+    // Phases last 5 s of 10: what comes in between is not counted.
+    let probes = |throughput: f64, repetitions: u32, every: f64| {
         let blocks: Vec<Block> = (1..=repetitions)
             .map(|n| {
-                let arms = vec![watched("static", 100.0, |_| 500.0), watched("static-probed", throughput, |_| 500.0)];
-                world::block("net", n, arms, false)
+                let mut probed = watched("static-probed", throughput, |_| 500.0);
+                let probe = |t| ProbeSeen { t, guest: "guest".to_owned(), mbit_s: 9.0, retransmits: 0, rtt_ms: None };
+                probed.probes =
+                    (0..).map(|i| (f64::from(i) + 0.5) * every).take_while(|t| *t < 40.0).map(probe).collect();
+                world::block("net", n, vec![watched("static", 100.0, |_| 500.0), probed], false)
             })
             .collect();
         let summary = summary::of(world::run(), &blocks);
         figure(&summary::figures(&summary, &[]), "iperf3's own disturbance").clone()
     };
-    assert_eq!(probes(99.5, 3).reached, Some(true));
-    assert_eq!(probes(90.0, 3).reached, Some(false));
-    assert!(probes(90.0, 3).value.starts_with("0.90 [0.90, 0.90] in net"));
-    let once = probes(99.5, 1);
+    // One a second: sixty times as many as usual, which cost a sixtieth.
+    let often = probes(90.0, 3, 1.0);
+    assert_eq!(often.reached, Some(true), "{often:?}");
+    let said = "0.9983 [0.9983, 0.9983] with one every 60.0 s; 0.90 [0.90, 0.90] with 1.00 a second, in net";
+    assert_eq!(often.value, said);
+    assert_eq!(probes(20.0, 3, 1.0).reached, Some(true));
+    // Four in 20 s: 12 times as many.
+    assert_eq!(probes(70.0, 3, 5.0).reached, Some(false), "{:?}", probes(70.0, 3, 5.0));
+    assert_eq!(probes(80.0, 3, 5.0).reached, Some(true), "{:?}", probes(80.0, 3, 5.0));
+    let none = probes(99.5, 3, 1000.0);
+    assert!(none.reached.is_none() && none.value.starts_with("no probe came while it worked"), "{none:?}");
+    let once = probes(99.5, 1, 1.0);
     assert!(once.reached.is_none() && once.value.contains("noise is unknown"), "{once:?}");
 }
 

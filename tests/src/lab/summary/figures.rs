@@ -3,6 +3,7 @@
 use super::{experiments, is_rival, lost, pairs};
 use crate::lab::results::{BALLAST, Block, Cell, Interval, PREDICTIVE, STATIC, Summary, WorstPhase};
 use crate::lab::stats::{self, Difference};
+use ballast_host::prober::Settings;
 use serde::Serialize;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -324,21 +325,30 @@ fn disturbances(summary: &Summary) -> Vec<Figure> {
 fn disturbed(value: String, reached: Option<bool>) -> Figure {
     Figure {
         name: "iperf3's own disturbance: throughput with probes to without".to_owned(),
-        reach: "at most 2 % less".to_owned(),
+        reach: "at most 2 % less, as often as usual".to_owned(),
         value,
         reached,
     }
 }
 
+/// What a probe a minute costs is far inside the noise. Probes cost in proportion to how many they are, so an arm with many shows
+/// what few cost, by the ratio of their numbers.
 fn disturbance(probed: &Cell) -> Figure {
+    let usual = 1.0 / Settings::default().period.secs_f64();
+    let Some(often) = probed.probes_per_s else {
+        return disturbed(format!("no probe came while it worked, in {}", probed.experiment), None);
+    };
+    let as_usual = |ratio: f64| 1.0 - (1.0 - ratio) * usual / often;
     let interval = probed.ci.get("throughput_ratio").filter(|_| probed.errors.is_empty() && probed.repetitions > 1);
     let bounds = interval.map_or(", its noise is unknown".to_owned(), |i| format!(" [{:.2}, {:.2}]", i.low, i.high));
-    let value = probed
-        .throughput_ratio
-        .map_or("nothing to compare".to_owned(), |r| format!("{r:.2}{bounds} in {}", probed.experiment));
+    let value = probed.throughput_ratio.map_or("nothing to compare".to_owned(), |r| {
+        let scaled = interval.map_or(String::new(), |i| format!(" [{:.4}, {:.4}]", as_usual(i.low), as_usual(i.high)));
+        let usually = format!("{:.4}{scaled} with one every {}", as_usual(r), Settings::default().period);
+        format!("{usually}; {r:.2}{bounds} with {often:.2} a second, in {}", probed.experiment)
+    });
     let reached = match interval {
-        Some(i) if i.low >= PROBED => Some(true),
-        Some(i) if i.high < PROBED => Some(false),
+        Some(i) if as_usual(i.low) >= PROBED => Some(true),
+        Some(i) if as_usual(i.high) < PROBED => Some(false),
         _ => None,
     };
     disturbed(value, reached)
