@@ -126,6 +126,8 @@ fn page_cache_is_taken_back_and_on_exit_release_returns_everything() {
     let mut machine = Machine::builder("cache").disk().start().unwrap();
     let mut config = HostAgent::config(&[&machine]);
     config.insert("daemon".into(), toml::Table::from_iter([("on-exit".into(), "release".into())]).into());
+    // Five minutes are long for a test.
+    config.insert("defaults".into(), toml::Table::from_iter([("cold-after".into(), "5s".into())]).into());
     let mut host = HostAgent::start(config).unwrap();
     machine.guest.start_agent(&["run"]).unwrap();
     wait_field(&host, "cache", "agent", "alive");

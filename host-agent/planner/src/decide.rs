@@ -124,7 +124,11 @@ impl Planner {
         }
         let holding = self.propose(at, name).ok()?;
         next = next.min(self.ask_for_probe(at, name));
-        if let Holding::CoolingDown(until) | Holding::Blocked(until) | Holding::Returning(until) = holding {
+        if let Holding::CoolingDown(until)
+        | Holding::Blocked(until)
+        | Holding::Returning(until)
+        | Holding::Fresh(until) = holding
+        {
             next = next.min(until.max(at + Micros(1)));
         }
         if let Some(until) = self.vms.get(name).and_then(|vm| vm.foreseen_until(at)) {

@@ -418,6 +418,8 @@ pub enum Holding {
     Decaying,
     /// What was taken came back soon: until then it is left alone.
     Returning(Micros),
+    /// Its page cache came lately: until then it is left alone.
+    Fresh(Micros),
     /// What is free is with the host already: the guest reports it (free page reporting).
     Reported,
     /// A model foresees a loss with less.
@@ -554,6 +556,7 @@ impl fmt::Display for Holding {
             Self::NoHypervisor => f.write_str("the hypervisor cannot be reached"),
             Self::Decaying => f.write_str("the agent is gone: memory is given back step by step"),
             Self::Returning(_) => f.write_str("left alone for a while: it was needed again soon after it was taken"),
+            Self::Fresh(_) => f.write_str("its page cache came lately, and nobody needs the room"),
             Self::Reported => f.write_str("what is free is with the host already (free page reporting)"),
             Self::Foreseen(said) => write!(f, "the model foresees a loss with less: {said}"),
             Self::HostShort => f.write_str("it needs more, and the host has no more"),

@@ -406,7 +406,7 @@ impl Planner {
             (Some(n), Some(o)) => n.saturating_sub(o),
             _ => 0,
         };
-        let hurt = vm.reactive.observe(at, &new, old.as_ref());
+        let hurt = vm.reactive.observe(at, &new, old.as_ref(), vm.settings.cold_after);
         let headroom = vm.headroom(at);
         let kept = vm.kept_at(new.ballooned);
         vm.reactive.seen(at, kept, new.free - new.watermarks.low, headroom);

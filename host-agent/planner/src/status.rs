@@ -89,7 +89,7 @@ impl VmStatus {
             }
         };
         let until = match vm.holding {
-            Holding::CoolingDown(until) | Holding::Blocked(until) => Some(until - at),
+            Holding::CoolingDown(until) | Holding::Blocked(until) | Holding::Fresh(until) => Some(until - at),
             _ => None,
         };
         Self {

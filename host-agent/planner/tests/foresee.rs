@@ -15,7 +15,7 @@ fn m(n: u64) -> Bytes {
 }
 
 fn settings(predictor: Mode) -> VmSettings {
-    VmSettings { predictor, ..VmSettings::default() }
+    VmSettings { predictor, cold_after: Micros::ZERO, ..VmSettings::default() }
 }
 
 /// 256 MiB of 512 kept, 192 of them used with what lies below the watermark, 64 free; its floor is 106.

@@ -132,7 +132,7 @@ fn an_oom_kill_gives_everything_at_once() {
 
 #[test]
 fn cold_cache_is_dropped_and_left_alone_for_twice_as_long_after_refaults() {
-    let mut one = One::quiet();
+    let mut one = One::cold();
     (one.report.free, one.report.file, one.report.giveable) = (Bytes::mib(40), Bytes::mib(200), Bytes::mib(200));
     let asked = reclaims(&one.idle(4));
     assert_eq!(asked.len(), 1, "one at a time");
@@ -149,7 +149,7 @@ fn cold_cache_is_dropped_and_left_alone_for_twice_as_long_after_refaults() {
 
 #[test]
 fn an_exhausted_cache_is_not_asked_again_soon() {
-    let mut one = One::quiet();
+    let mut one = One::cold();
     (one.report.free, one.report.file, one.report.giveable) = (Bytes::mib(40), Bytes::mib(200), Bytes::mib(200));
     let (id, _) = reclaims(&one.idle(4))[0];
     one.says(GuestMessage::Reclaimed(Reclaimed { id, size: Bytes::mib(1), exhausted: true }));
@@ -310,9 +310,67 @@ fn what_is_asked_back_soon_is_left_alone_for_a_while() {
     assert_eq!(taken, [(Bytes::mib(494), Reason::Needed(Bytes::mib(50)))], "others may need it");
 }
 
+/// A file of 130 MiB was read; what is free is what a quiet guest keeps.
+fn cached() -> One {
+    let mut one = One::quiet();
+    one.report();
+    (one.report.free, one.report.giveable, one.report.file) = (Bytes::mib(70), Bytes::mib(200), Bytes::mib(150));
+    one.report();
+    one
+}
+
+#[test]
+fn page_cache_is_left_alone_for_five_minutes_unless_others_need_the_room() {
+    let mut one = cached();
+    assert_eq!(reclaims(&one.idle(240)), []);
+    assert!(matches!(one.holding(), Holding::Fresh(_)), "{:?}", one.holding());
+    let after = |budget: u64| {
+        let mut one = cached();
+        one.idle(60);
+        let mut actions = one.hand(Input::Pool { budget: Some(Bytes::mib(budget)), reserve: None });
+        let mut asked = reclaims(&actions);
+        for _ in 0..3 {
+            for (target, _) in orders(&actions) {
+                one.follow(target);
+            }
+            actions = one.idle(1);
+            asked.extend(reclaims(&actions));
+        }
+        asked
+    };
+    assert_ne!(after(448), [], "above what VMs may have together");
+    assert_ne!(after(520), [], "no room for bursts to come");
+    assert_eq!(after(1024), []);
+    assert_eq!(reclaims(&one.idle(54)), []);
+    assert_ne!(reclaims(&one.idle(10)), [], "{:?}", one.holding());
+}
+
+#[test]
+fn cache_that_grows_all_the_time_grows_old_all_the_same() {
+    let mut one = cached();
+    let mut grow = |seconds: u64| {
+        let step = |_| {
+            one.report.file += Bytes::mib(2);
+            reclaims(&one.idle(5))
+        };
+        (0..seconds / 5).flat_map(step).count()
+    };
+    assert_eq!(grow(270), 0);
+    assert_ne!(grow(60), 0, "what was read at first");
+}
+
+#[test]
+fn cache_of_unknown_age_counts_as_fresh() {
+    let (mut one, _) = One::found(facts(MAX), VmSettings::default());
+    (one.report.free, one.report.giveable, one.report.file) = (Bytes::mib(70), Bytes::mib(200), Bytes::mib(150));
+    one.hello();
+    assert_eq!(reclaims(&one.idle(295)), []);
+    assert_ne!(reclaims(&one.idle(15)), [], "{:?}", one.holding());
+}
+
 #[test]
 fn cache_that_is_read_again_within_a_minute_was_not_cold() {
-    let mut one = One::quiet();
+    let mut one = One::cold();
     (one.report.free, one.report.giveable) = (Bytes::mib(72), Bytes::mib(200));
     one.report.file = Bytes::mib(150);
     let asked = reclaims(&one.idle(4));
@@ -332,7 +390,8 @@ fn cache_that_is_read_again_within_a_minute_was_not_cold() {
 #[test]
 fn what_a_guest_reports_to_the_host_by_itself_is_left_to_it_until_others_need_it() {
     let reporting = |take_reported| {
-        let (mut one, _) = One::found(facts(MAX), VmSettings { take_reported, ..VmSettings::default() });
+        let settings = VmSettings { take_reported, cold_after: Micros::ZERO, ..VmSettings::default() };
+        let (mut one, _) = One::found(facts(MAX), settings);
         let mut hello = hello(true);
         hello.capabilities.balloon =
             hello.capabilities.balloon.map(|b| BalloonFeatures { free_page_reporting: true, ..b });

@@ -36,6 +36,8 @@ pub struct Overrides {
     pub cool_down: Option<Micros>,
     /// What comes back sooner is left alone.
     pub returning: Option<Micros>,
+    /// Page cache that came sooner is left alone.
+    pub cold_after: Option<Micros>,
     /// How fast a giving comes that is not urgent.
     pub pace: Option<Bytes>,
     /// Take also what the guest reports by itself.
@@ -81,6 +83,7 @@ impl Overrides {
         set(&self.step, &mut into.step);
         set(&self.cool_down, &mut into.cool_down);
         set(&self.returning, &mut into.returning);
+        set(&self.cold_after, &mut into.cold_after);
         set(&self.pace, &mut into.pace);
         set(&self.take_reported, &mut into.take_reported);
         set(&self.exempt, &mut into.exempt);
@@ -116,6 +119,7 @@ impl Overrides {
             "step" => self.step = Some(Bytes::read(text)?),
             "cool-down" => self.cool_down = Some(Micros::read(text)?),
             "returning" => self.returning = Some(Micros::read(text)?),
+            "cold-after" => self.cold_after = Some(Micros::read(text)?),
             "pace" => self.pace = Some(Bytes::read(text)?),
             "take-reported" => self.take_reported = Some(flag(text)?),
             "exempt" => self.exempt = Some(flag(text)?),
@@ -188,6 +192,7 @@ mod tests {
             ("step", "32MiB"),
             ("cool-down", "500ms"),
             ("returning", "0s"),
+            ("cold-after", "10m"),
             ("pace", "1GiB"),
             ("take-reported", "true"),
             ("exempt", "true"),
@@ -209,6 +214,7 @@ mod tests {
             step: Bytes::mib(32),
             cool_down: Micros::millis(500),
             returning: Micros::ZERO,
+            cold_after: Micros::secs(600),
             pace: Bytes::mib(1024),
             take_reported: true,
             exempt: true,

@@ -76,7 +76,7 @@ fn a_wrong_file_is_refused_with_place_vm_and_mend() {
         (
             "[[vm]]\nname = \"web\"\nqmp = \"/q\"\ncolour = \"red\"\n",
             "b.toml:4:1: VM `web`: unknown key `colour`; known are name, qmp, vsock, cid, service, interface, min, max, headroom, step, \
-             cool-down, returning, pace, take-reported, exempt, allow-without-deflate-on-oom, shares, fixed-size, weight, class, \
+             cool-down, returning, cold-after, pace, take-reported, exempt, allow-without-deflate-on-oom, shares, fixed-size, weight, class, \
              predictor, loss-budget",
         ),
         ("[demon]\n", "b.toml:1:2: unknown key `demon`; did you mean `daemon`?"),

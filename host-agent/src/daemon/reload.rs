@@ -421,6 +421,7 @@ fn differences(old: &VmSettings, new: &VmSettings) -> String {
             ("step", s.step.to_string()),
             ("cool-down", s.cool_down.to_string()),
             ("returning", s.returning.to_string()),
+            ("cold-after", s.cold_after.to_string()),
             ("pace", s.pace.to_string()),
             ("take-reported", s.take_reported.to_string()),
             ("exempt", s.exempt.to_string()),

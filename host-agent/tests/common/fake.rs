@@ -117,6 +117,7 @@ impl FakeVm {
         table.insert("qmp".into(), self.qmp.display().to_string().into());
         table.insert("vsock".into(), self.vsock.display().to_string().into());
         table.insert("cool-down".into(), "200ms".into());
+        table.insert("cold-after".into(), "0s".into());
         format!("[[vm]]\n{table}")
     }
 

@@ -30,8 +30,10 @@ fn the_debian_image_boots_by_itself_and_survives_a_burst_under_libvirt() {
     let mut vm = Vm::define(&image);
     let folder = vm.libvirtd.directory().to_owned();
     vm.start();
-    // Waits of 2 s between takings add up in a test; and its free memory is taken although it reports it to the host.
-    let settings = [("cool-down".to_owned(), "500ms".into()), ("take-reported".to_owned(), true.into())];
+    // Waits of 2 s between takings add up in a test, and five minutes for its page cache; and its free memory is taken although it
+    // reports it to the host.
+    let settings = [("cool-down", "500ms".into()), ("cold-after", "0s".into()), ("take-reported", true.into())];
+    let settings = settings.map(|(key, value): (&str, toml::Value)| (key.to_owned(), value));
     let mut host = vm.host_agent(Table::from_iter(settings));
 
     wait_field(&host, NAME, "agent", "alive");

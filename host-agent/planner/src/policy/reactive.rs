@@ -4,7 +4,7 @@
 //!   slack = free - low watermark                     what can be allocated without anybody being woken
 //!   slack >  headroom + dead band  ->  take the rest, one step at a time, when quiet: nothing given, hurt, or in growth
 //!   slack <  3/4 headroom          ->  refill, at once
-//!   slack ~= headroom, cold cache  ->  have the guest drop some, take it when it is free
+//!   slack ~= headroom, cold cache  ->  have the guest drop some, take it when it is free; cold is what came five minutes ago
 //!   a demand                       ->  give what was asked, at once, in one order (see `demand`)
 //!   trouble soon after a taking    ->  undo it, and wait twice as long before the next
 //! ```
@@ -43,6 +43,8 @@ const GROWTH: Bytes = Bytes::mib(2);
 const PRESSURE: Micros = Micros::millis(5);
 /// Refaults per report that count as trouble: 1 MiB.
 const REFAULTS: u64 = 256;
+/// What came to the page cache is remembered by the sixteenth part of the time that it is left alone.
+const FRESH: u64 = 16;
 /// Page cache that is read again within this time of being dropped was not cold. It shows only when its program runs
 /// again, long after the dropping itself was seen to hurt nobody.
 const WARM: Micros = Micros::secs(60);
@@ -63,6 +65,9 @@ pub struct Reactive {
     unquiet: Micros,
     /// When its page cache last grew.
     cache_grew: Micros,
+    /// What came to it lately, and when.
+    #[serde(default)]
+    fresh: Vec<(Micros, Bytes)>,
     /// When something was last taken or dropped, and how much.
     taken: Option<(Micros, Bytes)>,
     /// A reclaim is under way since.
@@ -90,6 +95,7 @@ impl Reactive {
         Self {
             unquiet: at,
             cache_grew: at,
+            fresh: Vec::new(),
             taken: None,
             reclaiming: None,
             dropped: None,
@@ -211,15 +217,26 @@ impl Reactive {
     }
 
     /// Compares two reports; says what hurt in between, and how much of the last taking is to blame.
-    pub fn observe(&mut self, at: Micros, new: &Telemetry, old: Option<&Telemetry>) -> Option<(Trouble, Bytes)> {
+    pub fn observe(
+        &mut self,
+        at: Micros,
+        new: &Telemetry,
+        old: Option<&Telemetry>,
+        cold_after: Micros,
+    ) -> Option<(Trouble, Bytes)> {
         let ages = at.0.saturating_sub(self.forgot.0) / FORGET_EVERY.0;
         self.forgot += Micros(ages * FORGET_EVERY.0);
         for _ in 0..ages.min(FORGOTTEN) {
             self.rate = self.rate.share(15, 16);
             self.turnaround = FIRST_LOOP.max(Micros(self.turnaround.0 / 16 * 15));
         }
-        let old = old?;
+        let Some(old) = old else {
+            // Nobody knows how old it is.
+            self.came(at, new.file, cold_after);
+            return None;
+        };
         if new.file > old.file + Bytes::mib(1) {
+            self.came(at, new.file - old.file, cold_after);
             self.cache_grew = at;
         }
         if new.anon + new.shmem >= old.anon + old.shmem + GROWTH {
@@ -242,6 +259,16 @@ impl Reactive {
             self.block_cache(at, FIRST_BLOCK);
         }
         Some((trouble, blamed))
+    }
+
+    /// So much page cache came. What comes close together counts as one, by its beginning.
+    fn came(&mut self, at: Micros, size: Bytes, cold_after: Micros) {
+        self.fresh.retain(|(when, _)| at < *when + cold_after);
+        match self.fresh.last_mut() {
+            Some((when, sum)) if at < *when + Micros(cold_after.0 / FRESH) => *sum += size,
+            _ if cold_after > Micros::ZERO => self.fresh.push((at, size)),
+            _ => {}
+        }
     }
 
     /// No cache is dropped for a while, for longer each time, unless the last time is long past. What was dropped
@@ -278,8 +305,8 @@ impl Reactive {
         if self.taken.is_some_and(|(when, _)| vm.telemetry.as_ref().is_none_or(|t| t.at <= when)) {
             return Err(Holding::Stale);
         }
-        let cold = telemetry.file - telemetry.dirty - CACHE_FLOOR;
-        if !hello.capabilities.reclaim || cold < DEAD_BAND {
+        let clean = telemetry.file - telemetry.dirty;
+        if !hello.capabilities.reclaim || clean < CACHE_FLOOR + DEAD_BAND {
             return Err(Holding::Settled);
         }
         if at < self.cache_blocked {
@@ -289,7 +316,12 @@ impl Reactive {
         if at < quiet {
             return Err(Holding::CoolingDown(quiet));
         }
-        Ok(cold.min(RECLAIM_STEP))
+        let fresh = || self.fresh.iter().filter(|(when, _)| at < *when + vm.settings.cold_after);
+        let cold = clean - CACHE_FLOOR.max(fresh().map(|(_, size)| *size).sum());
+        match fresh().next() {
+            Some((when, _)) if cold < DEAD_BAND => Err(Holding::Fresh(*when + vm.settings.cold_after)),
+            _ => Ok(cold.min(RECLAIM_STEP)),
+        }
     }
 }
 

@@ -46,6 +46,8 @@ pub(super) struct Plan {
     others: Bytes,
     /// What nobody can give now.
     pub missing: Bytes,
+    /// What nobody has to spare for bursts to come.
+    unready: Bytes,
 }
 
 impl Planner {
@@ -64,7 +66,8 @@ impl Planner {
 
     /// The first phase: who gives what.
     pub(super) fn plan(&self, at: Micros, goal: Goal) -> Plan {
-        let mut plan = Plan { takings: Vec::new(), others: goal.needed + goal.ready, missing: Bytes::ZERO };
+        let mut plan =
+            Plan { takings: Vec::new(), others: goal.needed + goal.ready, missing: Bytes::ZERO, unready: Bytes::ZERO };
         let all = goal.needed + goal.reclaim + goal.ready;
         if all == Bytes::ZERO {
             return plan;
@@ -99,6 +102,7 @@ impl Planner {
         }
         // In a crunch also what is free below the headroom, from whoever has more than its share.
         plan.missing = goal.needed - came;
+        plan.unready = goal.ready.min(all - came);
         if plan.missing > Bytes::ZERO {
             for (c, share) in claimants.iter().zip(arbiter::shares(goal.limit, &claimants)) {
                 let above = c.charge - taken.get(&c.name).copied().unwrap_or_default() - share.max(c.lowest);
@@ -136,7 +140,9 @@ impl Planner {
             .map(|r| Stamped { what: r.what - (came - plan.others), ..r })
             .filter(|r| r.what > Bytes::ZERO);
         if plan.missing > Bytes::ZERO {
-            self.drop_cold_caches(at, plan.missing);
+            self.drop_caches(at, plan.missing, false);
+        } else if plan.unready >= WORTH {
+            self.drop_caches(at, plan.unready, true);
         }
     }
 
@@ -172,15 +178,16 @@ impl Planner {
         }
     }
 
-    /// Free memory did not suffice: guests drop what they have not used lately, and it is taken when it is free.
-    fn drop_cold_caches(&mut self, at: Micros, missing: Bytes) {
+    /// Free memory did not suffice: guests drop page cache, and it is taken when it is free. For bursts to come, calm ones only.
+    /// Also who waits: what its own cache holds need not be given to it.
+    fn drop_caches(&mut self, at: Micros, missing: Bytes, calm: bool) {
         let mut missing = missing;
         for name in self.vms.keys().cloned().collect::<Vec<_>>() {
             if missing == Bytes::ZERO {
                 return;
             }
             let Some(vm) = self.vms.get(&name) else { continue };
-            if self.dry_run || guard::may_take(vm, at).is_err() || vm.want.is_some() {
+            if self.dry_run || guard::may_take(vm, at).is_err() || (calm && !vm.is_calm(at)) {
                 continue;
             }
             let Some(size) = vm.reactive.droppable(vm, at) else { continue };

@@ -80,7 +80,16 @@ impl One {
     }
 
     pub fn quiet_at(actual: Bytes) -> Self {
-        let (mut one, _) = Self::found(facts(actual), VmSettings::default());
+        Self::quiet_with(actual, VmSettings::default())
+    }
+
+    /// One whose page cache is cold as soon as it does not grow.
+    pub fn cold() -> Self {
+        Self::quiet_with(MAX, VmSettings { cold_after: Micros::ZERO, ..VmSettings::default() })
+    }
+
+    fn quiet_with(actual: Bytes, settings: VmSettings) -> Self {
+        let (mut one, _) = Self::found(facts(actual), settings);
         one.hello();
         one.wait(Micros::secs(2));
         one

@@ -88,6 +88,7 @@ pub struct Guest {
     demands: u64,
     seq: u64,
     last_free: Bytes,
+    last_anon: Bytes,
     reclaims: VecDeque<(u64, Bytes)>,
     lease: Option<u64>,
     counters: Counters,
@@ -134,6 +135,7 @@ impl Guest {
             demands: 0,
             seq: 0,
             last_free: Bytes::ZERO,
+            last_anon: Bytes::ZERO,
             reclaims: VecDeque::new(),
             lease: None,
             counters: Counters {
@@ -373,20 +375,21 @@ impl Guest {
             heard.push(self.says(GuestMessage::Reclaimed(Reclaimed { id, size, exhausted: size < Bytes::mib(4) })));
         }
         let free = self.free();
-        let falling = free + Bytes(4096) < self.last_free;
+        // As the agent has it: what programs use counts, also while they live on page cache.
+        let falling = free + Bytes(4096) < self.last_free || self.anon > self.last_anon;
         let slack = free - LOW;
         if falling && slack < Bytes::mib(28) && self.balloon > Bytes::ZERO && at >= self.next_demand {
             self.next_demand = at + TICK;
             heard.push(self.asks(at, Source::Slack, Bytes::mib(64)));
         }
         if at >= self.next_report {
-            let busy = free != self.last_free;
+            let busy = free != self.last_free || self.anon != self.last_anon;
             self.next_report = at + if busy { Micros::millis(50) } else { Micros::secs(1) };
             self.seq += 1;
             let report = self.report(at);
             heard.push(self.says(GuestMessage::Telemetry(report)));
         }
-        self.last_free = free;
+        (self.last_free, self.last_anon) = (free, self.anon);
     }
 
     fn asks(&mut self, at: Micros, source: Source, size: Bytes) -> Input {

@@ -93,8 +93,12 @@ impl Demo {
         bar.set_message("booting one guest of each kind, then cloning");
         let mut arms = self.machines()?;
         let mut config = HostAgent::config(&[&arms[BALLAST].machine]);
-        // Each burst is to meet a squeezed guest: that is what the demo is about. By default the second would not.
-        config.insert("defaults".into(), toml::Table::from_iter([("returning".to_owned(), "0s".into())]).into());
+        // Each burst is to meet a squeezed guest: that is what the demo is about. By default the second would not, and what is read
+        // once would stay for five minutes.
+        config.insert(
+            "defaults".into(),
+            toml::Table::from_iter(["returning", "cold-after"].map(|key| (key.to_owned(), "0s".into()))).into(),
+        );
         let host = HostAgent::start(config)?;
         let agent = if self.with_absorber { vec!["run", "--absorber"] } else { vec!["run"] };
         arms[BALLAST].machine.guest.start_agent(&agent)?;

@@ -160,7 +160,10 @@ impl Spikes {
         let mut machine = Machine::builder("spikes").vcpus(self.vcpus).start()?;
         let mut config = HostAgent::config(&[&machine]);
         // Nothing is left alone: every spike is to meet a guest that has just been squeezed.
-        config.insert("defaults".into(), toml::Table::from_iter([("returning".to_owned(), "0s".into())]).into());
+        config.insert(
+            "defaults".into(),
+            toml::Table::from_iter(["returning", "cold-after"].map(|key| (key.to_owned(), "0s".into()))).into(),
+        );
         let host = HostAgent::start(config)?;
         machine.guest.start_agent(&["run"])?;
         let begun = Instant::now();
