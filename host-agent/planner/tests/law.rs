@@ -306,8 +306,11 @@ fn what_is_asked_back_soon_is_left_alone_for_a_while() {
     assert_eq!(orders(&one.idle(waited))[0].0, MAX - Bytes::mib(64), "nobody came back for it");
     // 512 of 528 MiB are kept: a sixteenth, 33, stays ready for others; in whole MiB.
     let budget = Input::Pool { budget: Some(Bytes::mib(528)), reserve: None };
-    let taken = [orders(&other.hand(budget)), orders(&other.idle(1))].concat();
-    assert_eq!(taken, [(Bytes::mib(494), Reason::Needed(Bytes::mib(50)))], "others may need it");
+    other.report.file = Bytes::mib(150);
+    let actions = [other.hand(budget), other.idle(1)].concat();
+    assert_eq!(orders(&actions), [(Bytes::mib(494), Reason::Needed(Bytes::mib(50)))], "others may need it");
+    let actions = [actions, other.follow(Bytes::mib(494)), other.idle(3)].concat();
+    assert_eq!(reclaims(&actions), [], "what is free there serves bursts too");
 }
 
 /// A file of 130 MiB was read; what is free is what a quiet guest keeps.

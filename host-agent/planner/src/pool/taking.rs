@@ -78,7 +78,7 @@ impl Planner {
         let mut taken: BTreeMap<VmName, Bytes> = BTreeMap::new();
         // Idle memory of quiet guests first, for everything; for bursts to come not what is likely to return.
         let mut quiet: Vec<Claimant> = claimants.iter().filter(|c| calm(c)).cloned().collect();
-        let mut came = Bytes::ZERO;
+        let (mut came, mut at_home) = (Bytes::ZERO, Bytes::ZERO);
         for (i, size) in arbiter::tax(now, &quiet) {
             *taken.entry(quiet[i].name.clone()).or_default() += size;
             came += size;
@@ -87,7 +87,9 @@ impl Planner {
         if goal.ready > Bytes::ZERO {
             let homes = self.homes(at, goal.limit, &claimants);
             for c in &mut quiet {
-                c.fullest = c.fullest.max(homes.get(&c.name).copied().unwrap_or_default());
+                let fullest = c.fullest.max(homes.get(&c.name).copied().unwrap_or_default());
+                at_home += fullest.min(c.charge) - c.fullest;
+                c.fullest = fullest;
             }
             for (i, size) in arbiter::tax(goal.ready + (now - came), &quiet) {
                 *taken.entry(quiet[i].name.clone()).or_default() += size;
@@ -102,7 +104,8 @@ impl Planner {
         }
         // In a crunch also what is free below the headroom, from whoever has more than its share.
         plan.missing = goal.needed - came;
-        plan.unready = goal.ready.min(all - came);
+        // What is free at home serves bursts too.
+        plan.unready = goal.ready.min(all - came) - at_home;
         if plan.missing > Bytes::ZERO {
             for (c, share) in claimants.iter().zip(arbiter::shares(goal.limit, &claimants)) {
                 let above = c.charge - taken.get(&c.name).copied().unwrap_or_default() - share.max(c.lowest);
