@@ -214,6 +214,9 @@ pub struct Vm {
     /// What it is to have and does not get.
     #[serde(default)]
     pub want: Option<Want>,
+    /// The host lacks room, be it only for bursts to come.
+    #[serde(default)]
+    pub crowded: bool,
     /// The operator's hold.
     #[serde(default)]
     pub hold: Option<Hold>,
@@ -260,6 +263,7 @@ impl Vm {
             holding: Holding::Stale,
             watch: Micros::ZERO,
             told_no_deflate: false,
+            crowded: false,
             leftover: Leftover::None,
             released: false,
             retry: Micros::ZERO,

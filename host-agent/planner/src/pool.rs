@@ -101,6 +101,8 @@ pub struct Pool {
     peak: Bytes,
     /// When that was last lowered.
     forgot: Micros,
+    /// Since when room for bursts to come has been missing.
+    unready_since: Option<Micros>,
     /// Since when something has been missing.
     missing_since: Option<Micros>,
     short: Bytes,
@@ -292,6 +294,7 @@ impl Planner {
         self.meet_wants(at, limit);
         let plan = self.plan(at, self.goal(at, limit));
         let scarce = self.judge_shortage(at, limit, plan.missing);
+        self.judge_room(at, scarce || plan.unready >= WORTH);
         self.take_for_others(at, plan);
         if !scarce {
             self.send_home(at, limit);
@@ -370,6 +373,16 @@ impl Planner {
         }
         let unready = self.pool.reservations.len() > self.pool.ready.len();
         scarce || unready || self.pool.reclaim.is_some()
+    }
+
+    /// Where room is missing, also only that for bursts to come, page cache is left alone no longer than `cool_down`. What
+    /// lasts a moment, while takings are under way, is not meant.
+    fn judge_room(&mut self, at: Micros, missing: bool) {
+        self.pool.unready_since = self.pool.unready_since.or(Some(at)).filter(|_| missing);
+        let crowded = self.pool.unready_since.is_some_and(|since| at >= since + WANT_LASTS);
+        for vm in self.vms.values_mut() {
+            vm.crowded = crowded;
+        }
     }
 
     fn announce_rooms(&mut self, at: Micros) {

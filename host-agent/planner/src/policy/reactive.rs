@@ -68,6 +68,9 @@ pub struct Reactive {
     /// What came to it lately, and when.
     #[serde(default)]
     fresh: Vec<(Micros, Bytes)>,
+    /// Its size, as far as that has been counted in.
+    #[serde(default)]
+    counted: Bytes,
     /// When something was last taken or dropped, and how much.
     taken: Option<(Micros, Bytes)>,
     /// A reclaim is under way since.
@@ -96,6 +99,7 @@ impl Reactive {
             unquiet: at,
             cache_grew: at,
             fresh: Vec::new(),
+            counted: Bytes::ZERO,
             taken: None,
             reclaiming: None,
             dropped: None,
@@ -232,18 +236,20 @@ impl Reactive {
         }
         let Some(old) = old else {
             // Nobody knows how old it is.
+            self.fresh.clear();
             self.came(at, new.file, cold_after);
+            self.counted = new.file;
             return None;
         };
+        self.count_cache(at, new.file, cold_after);
         if new.file > old.file + Bytes::mib(1) {
-            self.came(at, new.file - old.file, cold_after);
             self.cache_grew = at;
         }
         if new.anon + new.shmem >= old.anon + old.shmem + GROWTH {
             // A burst that was asked for is still taking its memory: what it has not touched yet is not spare.
             self.unquiet = at;
         }
-        let warm = refaulted(new, old) && self.dropped.is_some_and(|when| at <= when + WARM);
+        let warm = refaulted(new, old) && self.dropped.is_some_and(|when| at <= when + WARM.max(cold_after));
         if warm {
             self.dropped = None;
             self.block_cache(at, WARM_BLOCK);
@@ -259,6 +265,29 @@ impl Reactive {
             self.block_cache(at, FIRST_BLOCK);
         }
         Some((trouble, blamed))
+    }
+
+    /// Page cache is this large now: what came, a MiB at least, is fresh; of what went by itself the newest was.
+    fn count_cache(&mut self, at: Micros, size: Bytes, cold_after: Micros) {
+        if size > self.counted + Bytes::mib(1) {
+            self.came(at, size - self.counted, cold_after);
+            self.counted = size;
+        }
+        let mut gone = self.counted - size;
+        self.counted = self.counted.min(size);
+        // What was dropped was the oldest.
+        if self.reclaiming.is_some() || self.dropped.is_some_and(|when| at <= when + BLAME) {
+            return;
+        }
+        while let Some((_, newest)) = self.fresh.last_mut()
+            && gone > Bytes::ZERO
+        {
+            let part = gone.min(*newest);
+            (*newest, gone) = (*newest - part, gone - part);
+            if *newest == Bytes::ZERO {
+                self.fresh.pop();
+            }
+        }
     }
 
     /// So much page cache came. What comes close together counts as one, by its beginning.
@@ -316,10 +345,11 @@ impl Reactive {
         if at < quiet {
             return Err(Holding::CoolingDown(quiet));
         }
-        let fresh = || self.fresh.iter().filter(|(when, _)| at < *when + vm.settings.cold_after);
+        let cold_after = if vm.crowded { Micros::ZERO } else { vm.settings.cold_after };
+        let fresh = || self.fresh.iter().filter(|(when, _)| at < *when + cold_after);
         let cold = clean - CACHE_FLOOR.max(fresh().map(|(_, size)| *size).sum());
         match fresh().next() {
-            Some((when, _)) if cold < DEAD_BAND => Err(Holding::Fresh(*when + vm.settings.cold_after)),
+            Some((when, _)) if cold < DEAD_BAND => Err(Holding::Fresh(*when + cold_after)),
             _ => Ok(cold.min(RECLAIM_STEP)),
         }
     }

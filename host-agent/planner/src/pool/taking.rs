@@ -47,7 +47,7 @@ pub(super) struct Plan {
     /// What nobody can give now.
     pub missing: Bytes,
     /// What nobody has to spare for bursts to come.
-    unready: Bytes,
+    pub unready: Bytes,
 }
 
 impl Planner {
@@ -78,18 +78,20 @@ impl Planner {
         let mut taken: BTreeMap<VmName, Bytes> = BTreeMap::new();
         // Idle memory of quiet guests first, for everything; for bursts to come not what is likely to return.
         let mut quiet: Vec<Claimant> = claimants.iter().filter(|c| calm(c)).cloned().collect();
-        let (mut came, mut at_home) = (Bytes::ZERO, Bytes::ZERO);
+        let mut came = Bytes::ZERO;
         for (i, size) in arbiter::tax(now, &quiet) {
             *taken.entry(quiet[i].name.clone()).or_default() += size;
             came += size;
             quiet[i].charge = quiet[i].charge - size;
         }
+        let mut at_home = Bytes::ZERO;
         if goal.ready > Bytes::ZERO {
             let homes = self.homes(at, goal.limit, &claimants);
+            for c in &claimants {
+                at_home += homes.get(&c.name).map_or(Bytes::ZERO, |home| (*home).min(c.charge) - c.fullest);
+            }
             for c in &mut quiet {
-                let fullest = c.fullest.max(homes.get(&c.name).copied().unwrap_or_default());
-                at_home += fullest.min(c.charge) - c.fullest;
-                c.fullest = fullest;
+                c.fullest = c.fullest.max(homes.get(&c.name).copied().unwrap_or_default());
             }
             for (i, size) in arbiter::tax(goal.ready + (now - came), &quiet) {
                 *taken.entry(quiet[i].name.clone()).or_default() += size;
@@ -143,9 +145,7 @@ impl Planner {
             .map(|r| Stamped { what: r.what - (came - plan.others), ..r })
             .filter(|r| r.what > Bytes::ZERO);
         if plan.missing > Bytes::ZERO {
-            self.drop_caches(at, plan.missing, false);
-        } else if plan.unready >= WORTH {
-            self.drop_caches(at, plan.unready, true);
+            self.drop_cold_caches(at, plan.missing);
         }
     }
 
@@ -181,16 +181,15 @@ impl Planner {
         }
     }
 
-    /// Free memory did not suffice: guests drop page cache, and it is taken when it is free. For bursts to come, calm ones only.
-    /// Also who waits: what its own cache holds need not be given to it.
-    fn drop_caches(&mut self, at: Micros, missing: Bytes, calm: bool) {
+    /// Free memory did not suffice: guests drop what they have not used lately, and it is taken when it is free.
+    fn drop_cold_caches(&mut self, at: Micros, missing: Bytes) {
         let mut missing = missing;
         for name in self.vms.keys().cloned().collect::<Vec<_>>() {
             if missing == Bytes::ZERO {
                 return;
             }
             let Some(vm) = self.vms.get(&name) else { continue };
-            if self.dry_run || guard::may_take(vm, at).is_err() || (calm && !vm.is_calm(at)) {
+            if self.dry_run || guard::may_take(vm, at).is_err() || vm.want.is_some() {
                 continue;
             }
             let Some(size) = vm.reactive.droppable(vm, at) else { continue };
