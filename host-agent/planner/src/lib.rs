@@ -296,6 +296,9 @@ impl Planner {
                 // With memory plugged or unplugged, what was ordered before means something else.
                 let resized = vm.facts.max != facts.max && vm.order.is_none();
                 let known_deflate = vm.facts.deflate_on_oom;
+                if settings.cold_after > vm.settings.cold_after {
+                    vm.reactive.cache_unknown(at, settings.cold_after);
+                }
                 vm.settings = settings;
                 if vm.settings.predictor == Mode::Off {
                     vm.foresight = foresight::Foresight::default();

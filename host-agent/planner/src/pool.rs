@@ -282,13 +282,17 @@ impl Planner {
     /// Called after every input: something may have to move because of another VM.
     pub(crate) fn look_at_pool(&mut self, at: Micros) {
         if self.is_ruled() {
+            self.judge_room(at, false);
             return self.pool.next = None;
         }
         if !self.pool.look && self.pool.next.is_none_or(|next| next > at) {
             return;
         }
         self.pool.look = false;
-        let Some(limit) = self.pool.limit(at) else { return self.pool.next = None };
+        let Some(limit) = self.pool.limit(at) else {
+            self.judge_room(at, false);
+            return self.pool.next = None;
+        };
         self.pool.forget(at);
         self.lapse(at);
         self.meet_wants(at, limit);
@@ -378,6 +382,9 @@ impl Planner {
     /// Where room is missing, also only that for bursts to come, page cache is left alone no longer than `cool_down`. What
     /// lasts a moment, while takings are under way, is not meant.
     fn judge_room(&mut self, at: Micros, missing: bool) {
+        if !missing && self.pool.unready_since.is_none() {
+            return;
+        }
         self.pool.unready_since = self.pool.unready_since.or(Some(at)).filter(|_| missing);
         let crowded = self.pool.unready_since.is_some_and(|since| at >= since + WANT_LASTS);
         for vm in self.vms.values_mut() {

@@ -385,6 +385,26 @@ fn cache_that_comes_slowly_is_fresh_and_what_goes_by_itself_is_not_counted() {
 }
 
 #[test]
+fn the_kernel_evicts_the_oldest_and_a_longer_rest_begins_anew() {
+    let mut one = cached();
+    one.idle(240);
+    one.report.file += Bytes::mib(100);
+    one.report();
+    // A burst lives on the old cache.
+    (one.report.file, one.report.anon) = (Bytes::mib(102), one.report.anon + Bytes::mib(148));
+    one.report();
+    assert_eq!(reclaims(&one.idle(200)), [], "{:?}", one.holding());
+    let (mut one, _) = One::found(facts(MAX), VmSettings { cold_after: Micros::ZERO, ..VmSettings::default() });
+    one.hello();
+    (one.report.free, one.report.giveable, one.report.file) = (Bytes::mib(70), Bytes::mib(200), Bytes::mib(150));
+    one.report();
+    one.settings.cold_after = Micros::secs(300);
+    one.described();
+    assert_eq!(reclaims(&one.idle(290)), []);
+    assert_ne!(reclaims(&one.idle(20)), [], "{:?}", one.holding());
+}
+
+#[test]
 fn cache_of_unknown_age_counts_as_fresh() {
     let (mut one, _) = One::found(facts(MAX), VmSettings::default());
     (one.report.free, one.report.giveable, one.report.file) = (Bytes::mib(70), Bytes::mib(200), Bytes::mib(150));

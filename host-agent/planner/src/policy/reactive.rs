@@ -241,7 +241,7 @@ impl Reactive {
             self.counted = new.file;
             return None;
         };
-        self.count_cache(at, new.file, cold_after);
+        self.count_cache(at, new, old, cold_after);
         if new.file > old.file + Bytes::mib(1) {
             self.cache_grew = at;
         }
@@ -249,7 +249,7 @@ impl Reactive {
             // A burst that was asked for is still taking its memory: what it has not touched yet is not spare.
             self.unquiet = at;
         }
-        let warm = refaulted(new, old) && self.dropped.is_some_and(|when| at <= when + WARM.max(cold_after));
+        let warm = refaulted(new, old) && self.dropped.is_some_and(|when| at <= when + WARM);
         if warm {
             self.dropped = None;
             self.block_cache(at, WARM_BLOCK);
@@ -268,15 +268,18 @@ impl Reactive {
     }
 
     /// Page cache is this large now: what came, a MiB at least, is fresh; of what went by itself the newest was.
-    fn count_cache(&mut self, at: Micros, size: Bytes, cold_after: Micros) {
+    fn count_cache(&mut self, at: Micros, new: &Telemetry, old: &Telemetry, cold_after: Micros) {
+        let size = new.file;
         if size > self.counted + Bytes::mib(1) {
             self.came(at, size - self.counted, cold_after);
             self.counted = size;
         }
         let mut gone = self.counted - size;
         self.counted = self.counted.min(size);
-        // What was dropped was the oldest.
-        if self.reclaiming.is_some() || self.dropped.is_some_and(|when| at <= when + BLAME) {
+        // What was dropped was the oldest, and so is what makes room for programs.
+        let dropped = self.is_reclaiming(at) || self.dropped.is_some_and(|when| at <= when + BLAME);
+        let pressed = new.anon + new.shmem >= old.anon + old.shmem + GROWTH || trouble(new, old).is_some();
+        if dropped || pressed {
             return;
         }
         while let Some((_, newest)) = self.fresh.last_mut()
@@ -288,6 +291,12 @@ impl Reactive {
                 self.fresh.pop();
             }
         }
+    }
+
+    /// Its cache is to be left alone for longer than before: what came earlier was not remembered.
+    pub fn cache_unknown(&mut self, at: Micros, cold_after: Micros) {
+        self.fresh.clear();
+        self.came(at, self.counted, cold_after);
     }
 
     /// So much page cache came. What comes close together counts as one, by its beginning.

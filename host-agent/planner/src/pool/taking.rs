@@ -106,8 +106,6 @@ impl Planner {
         }
         // In a crunch also what is free below the headroom, from whoever has more than its share.
         plan.missing = goal.needed - came;
-        // What is free at home serves bursts too.
-        plan.unready = goal.ready.min(all - came) - at_home;
         if plan.missing > Bytes::ZERO {
             for (c, share) in claimants.iter().zip(arbiter::shares(goal.limit, &claimants)) {
                 let above = c.charge - taken.get(&c.name).copied().unwrap_or_default() - share.max(c.lowest);
@@ -126,6 +124,9 @@ impl Planner {
         let worth = WORTH.min(all);
         plan.takings =
             taken.into_iter().filter(|t| t.1 >= worth).map(|(vm, size)| (vm, size, reason.clone())).collect();
+        // What is free at home serves bursts too.
+        let came: Bytes = plan.takings.iter().map(|(_, size, _)| *size).sum();
+        plan.unready = goal.ready.min(all - came) - at_home;
         plan
     }
 
