@@ -244,8 +244,12 @@ impl Planner {
         let described = matches!(reason, Reason::Adopted | Reason::Rebooted | Reason::Release);
         let Some(vm) = self.vms.get(name) else { return target };
         let (aim, guaranteed) = (vm.aim, vm.guaranteed());
-        let is_found = matches!(reason, Reason::SelfDeflated | Reason::Stalled);
-        let has = if is_found { vm.charge() } else { vm.entitled() };
+        let has = match reason {
+            Reason::Stalled => vm.charge(),
+            // What was being taken from it when the balloon let go is not given back besides.
+            Reason::SelfDeflated => vm.kept().max(aim),
+            _ => vm.entitled(),
+        };
         if described || target <= aim {
             return target;
         }

@@ -106,6 +106,13 @@ fn p2_holds_for_random_fleets_whatever_operators_say() {
     assert!(takings > 0 && givings > 0 && short > 0, "a judge who sees nothing proves nothing");
 }
 
+/// A balloon that let go during a taking that the hypervisor had not answered was told to keep what it had before, on a host over
+/// its limit.
+#[test]
+fn p2_what_a_balloon_let_go_of_is_all_that_is_found() {
+    operated(5_724_626_352_361_056_283, 11, 59, false, Temper::Troubled, 10_000);
+}
+
 /// A hold that the host could not give whole was given a byte at a time, without end.
 #[test]
 fn p2_a_hold_beyond_the_hosts_room_is_no_livelock() {
