@@ -50,7 +50,7 @@ pub struct VmSettings {
     /// What was taken and is asked back sooner than this is left alone for a while, as long as the host has room; 0:
     /// never. On KVM 1 % of a core moves 10 MiB/s (HyperAlloc, EuroSys'25): a cycle of 600 MiB a minute.
     pub returning: Micros,
-    /// Page cache that came sooner than this is left to a guest whose memory nobody else needs; 0: only for `cool_down`. A page
+    /// Page cache younger than this is left to a guest whose memory nobody else needs; 0: only for `cool_down`. A page
     /// that is read again within five minutes costs less in memory than on its disk (Gray and Putzolu, "The 5 minute rule",
     /// SIGMOD'87; "thirty years later", Appuswamy 2017, has 4 to 7 minutes for SSDs). Journals from before this existed have 0.
     #[serde(default)]

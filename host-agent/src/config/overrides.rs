@@ -36,7 +36,7 @@ pub struct Overrides {
     pub cool_down: Option<Micros>,
     /// What comes back sooner is left alone.
     pub returning: Option<Micros>,
-    /// Page cache that came sooner is left alone.
+    /// Page cache that is younger is left alone.
     pub cold_after: Option<Micros>,
     /// How fast a giving comes that is not urgent.
     pub pace: Option<Bytes>,

@@ -4,7 +4,7 @@
 //!   slack = free - low watermark                     what can be allocated without anybody being woken
 //!   slack >  headroom + dead band  ->  take the rest, one step at a time, when quiet: nothing given, hurt, or in growth
 //!   slack <  3/4 headroom          ->  refill, at once
-//!   slack ~= headroom, cold cache  ->  have the guest drop some, take it when it is free; cold is what came five minutes ago
+//!   slack ~= headroom, cold cache  ->  have the guest drop some, take it when it is free; cold is what came five minutes ago or earlier
 //!   a demand                       ->  give what was asked, at once, in one order (see `demand`)
 //!   trouble soon after a taking    ->  undo it, and wait twice as long before the next
 //! ```
